@@ -1,0 +1,1 @@
+"""The experiments: one file a system, each with its presets."""

@@ -1,0 +1,173 @@
+"""What every experiment's config has in common, and how its values become optimisers and loop settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from jaxgen import data, optim, sharding
+from jaxgen.types import Key, LoopSettings, Mean, Metrics, PyTree, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A named set of values: what it needs, how long it takes there, what it should reach.
+
+    settings: {'model.channels': 64, ...}, what differs from the experiment's base config.
+    """
+
+    hardware: str
+    minutes: float
+    expected: str
+    settings: Mapping[str, Any]
+
+
+def base_config(*, num_steps: int) -> ConfigDict:
+    """The groups `data`, `optim` and `train` and the seed; experiments add theirs."""
+    config = ConfigDict()
+    config.seed = 0
+    config.data = ConfigDict(
+        {
+            "source": "digits",
+            "batch_size": 128,
+            "augment": "",  # comma-separated: flip, crop4
+        }
+    )
+    config.optim = ConfigDict(
+        {
+            "optimizer": "adam",
+            "learning_rate": 1e-3,
+            "schedule": "constant",
+            "warmup_steps": 0,
+            "decay_rate": 0.1,
+            "decay_steps": (num_steps // 2,),
+            "b1": 0.9,
+            "b2": 0.999,
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "clip_norm": 1.0,
+            "ema_decay": 0.0,
+            "ema_warmup": True,
+            "accumulate": 1,
+        }
+    )
+    config.train = ConfigDict(
+        {
+            "num_steps": num_steps,
+            "steps_per_dispatch": 10,
+            "log_every": 50,
+            "validate_every": 500,
+            "sample_every": 0,
+            "checkpoint_every": 500,
+            "keep_checkpoints": 2,
+            "best_metric": "",
+            "best_is_higher": False,
+        }
+    )
+    return config
+
+
+def with_settings(config: ConfigDict, settings: Mapping[str, Any]) -> ConfigDict:
+    """The config with a preset's values; a name that the config lacks or another type is an error."""
+    config.update_from_flattened_dict(dict(settings))
+    return config
+
+
+def make_optimizer(config: ConfigDict, *, num_steps: int) -> optax.GradientTransformation:
+    """The optimiser that config.optim describes."""
+    schedule = optim.make_schedule(
+        config.schedule,
+        learning_rate=config.learning_rate,
+        num_steps=num_steps,
+        warmup_steps=config.warmup_steps,
+        decay_rate=config.decay_rate,
+        decay_steps=tuple(config.decay_steps),
+    )
+    return optim.make_optimizer(
+        config.optimizer,
+        schedule,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
+
+
+def loop_settings(config: ConfigDict) -> LoopSettings:
+    """The loop settings that config.train describes."""
+    return LoopSettings(**config.to_dict())
+
+
+def training_stream(
+    config: ConfigDict, source: data.Source, *, seed: int, mesh: jax.sharding.Mesh
+) -> data.Stream:
+    """The stream of training batches that config.data describes."""
+    sharding.check_divides(mesh, config.batch_size, "data.batch_size")
+    return data.Stream(
+        source,
+        batch_size=config.batch_size,
+        seed=seed,
+        augment=tuple(name.strip() for name in config.augment.split(",") if name.strip()),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def dtype_of(name: str) -> Any:
+    """The compute dtype of a config's name for it; parameters stay float32."""
+    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    if name not in dtypes:
+        raise UserError(f"model.dtype is {name!r}; choose one of {', '.join(dtypes)}.")
+    return dtypes[name]
+
+
+def make_evaluation(
+    compute: Callable[[PyTree, Mapping[str, Any], Key], Metrics],
+    source: data.Source,
+    mesh: jax.sharding.Mesh,
+    *,
+    batch_size: int,
+    limit: int | None = None,
+    seed: int,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda batches: batches,
+) -> Callable[[PyTree], Metrics]:
+    """params -> the Means of `compute(params, batch, key)` merged over the held-out data, in order.
+
+    The key of batch number i is fold_in(key(seed), i): every evaluation sees the same noise.
+    """
+    sharding.check_divides(mesh, batch_size, "evaluation.batch_size")
+    compiled = jax.jit(compute, out_shardings=sharding.replicated(mesh))
+
+    def evaluate(params: PyTree) -> Metrics:
+        key = sharding.replicated_key(mesh, seed)
+        batches = data.evaluation_batches(
+            source,
+            batch_size=batch_size,
+            limit=limit,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        merged: Metrics | None = None
+        for number, rows in enumerate(progress(batches)):
+            batch_key = jax.random.fold_in(key, number)
+            metrics = jax.device_get(compiled(params, sharding.place(mesh, rows), batch_key))
+            merged = metrics if merged is None else {n: m.merge(metrics[n]) for n, m in merged.items()}
+        if merged is None:
+            raise UserError(
+                f"The {source.split} split of {source.name} is empty, so nothing can be evaluated."
+            )
+        return merged
+
+    return evaluate
+
+
+def mean_values(metrics: Mapping[str, Mean]) -> dict[str, float]:
+    """{name: the mean as a float}."""
+    return {name: float(mean.value) for name, mean in metrics.items()}

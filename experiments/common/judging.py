@@ -1,0 +1,146 @@
+"""Scores of generated images in the eyes of a classifier of the same data, experiments/classifier.py."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import classifier
+from jaxgen import data, sharding
+from jaxgen.metrics.classification import class_entropy, class_histogram, share_recognised
+from jaxgen.metrics.frechet import FeatureStatistics, frechet_between
+from jaxgen.types import Array, Need, PyTree, Score, Scores, TrainState
+
+_RECOGNISED = 0.9
+
+
+def classifier_need(preset: str, *, workdir: str, source: str, mesh: jax.sharding.Mesh) -> Need:
+    """The classifier of this preset, on the data set `source`, as a run that an evaluation needs."""
+    config = classifier.get_config(preset)
+    config.data.source = source
+    return Need(
+        experiment=classifier.build(config, mesh),
+        source=f"experiments/classifier.py:{preset}",
+        config=config.to_dict(),
+        workdir=workdir,
+    )
+
+
+def _weights_hash(params: PyTree) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:8]
+
+
+class ImageJudge:
+    """A trained classifier with the held-out images and the training images it compares with.
+
+    The floor is the distance between as many training images as there are samples and the held-out images:
+    what a generator that draws from the training set itself would get.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        preset: str,
+        train: data.Source,
+        test: data.Source,
+        mesh: jax.sharding.Mesh,
+        *,
+        batch_size: int,
+    ) -> None:
+        model = classifier.make_model(ConfigDict(classifier.get_config(preset).model), train)
+        params = state.sampling_params
+
+        def look(images: Array) -> tuple[Array, Array]:
+            variables = {"params": params}
+            features = model.apply(variables, images, method=model.features).astype(jnp.float32)
+            return features, jax.nn.softmax(model.apply(variables, images, train=False))
+
+        self._look = jax.jit(look, out_shardings=sharding.replicated(mesh))
+        self._mesh, self._batch_size = mesh, batch_size
+        self._train, self._test = train, test
+        self.name = f"classifier {preset} {_weights_hash(params)}"
+
+    def _see(self, images: Iterable[np.ndarray]) -> tuple[FeatureStatistics, np.ndarray]:
+        """Feature statistics and class probabilities [N, K] of batches of images."""
+        statistics, probabilities = None, []
+        for rows in images:
+            features, p = self._look(jnp.asarray(rows))
+            batch = FeatureStatistics.of(np.asarray(features))
+            statistics = batch if statistics is None else statistics.merge(batch)
+            probabilities.append(np.asarray(p))
+        assert statistics is not None
+        return statistics, np.concatenate(probabilities)
+
+    def _batches(self, images: np.ndarray) -> Iterable[np.ndarray]:
+        return (images[i : i + self._batch_size] for i in range(0, len(images), self._batch_size))
+
+    def _real(self, source: data.Source, num: int) -> Iterable[np.ndarray]:
+        """The first `num` images of a fixed shuffle of the source, in [-1, 1]."""
+        chosen = np.random.default_rng(0).permutation(len(source))[:num]
+        for indices in self._batches(chosen):
+            yield data.to_unit_range(source.fields["image"][indices], source.num_levels)
+
+    def scores(self, samples: np.ndarray) -> Scores:
+        """Fréchet distance beside its floor, the share recognised and the spread over classes.
+
+        samples: float32 [N, H, W, C], nominally in [-1, 1]; they are rounded to the data's levels first, as
+        they would be when written to a file.
+        """
+        levels = self._test.num_levels
+        samples = data.to_unit_range(data.from_unit_range(samples, levels), levels)
+        num, num_test = len(samples), len(self._test)
+        num_floor = min(num, len(self._train))
+        of_samples, p_samples = self._see(self._batches(samples))
+        of_test, p_test = self._see(self._real(self._test, num_test))
+        of_floor, _ = self._see(self._real(self._train, num_floor))
+        distance = frechet_between(of_samples, of_test, num_samples=num, num_reference=num_test)
+        floor = frechet_between(of_floor, of_test, num_samples=num_floor, num_reference=num_test)
+        num_classes = p_samples.shape[1]
+
+        def entropy(p: np.ndarray) -> float:
+            return class_entropy(class_histogram(p.argmax(axis=1), num_classes))
+
+        against = f"{num_floor} training against {num_test} held-out images, same features"
+        real = f"the {num_test} held-out images, same classifier"
+        return {
+            "frechet_distance": Score(
+                distance, f"squared feature distance, {self.name}", num, False, floor, against
+            ),
+            "frechet_ratio_to_floor": Score(distance / floor, "ratio", num, False, 1.0, against),
+            "recognised_above_0.9": Score(
+                share_recognised(p_samples, _RECOGNISED),
+                f"share, {self.name}",
+                num,
+                True,
+                share_recognised(p_test, _RECOGNISED),
+                real,
+            ),
+            "class_entropy": Score(
+                entropy(p_samples), f"nats, {self.name}", num, True, entropy(p_test), real
+            ),
+        }
+
+
+def sample_images(
+    sample: Callable[[PyTree, Array, Array], Array],
+    params: PyTree,
+    mesh: jax.sharding.Mesh,
+    *,
+    seed: int,
+) -> Callable[[Array], np.ndarray]:
+    """(sample numbers [B]) -> images on the host, B laid over the devices; for `sample_in_batches`."""
+    key = sharding.replicated_key(mesh, seed)
+
+    def run(indices: Array) -> np.ndarray:
+        placed = jax.device_put(np.asarray(indices), sharding.batch_sharding(mesh))
+        return sharding.to_host(sample(params, key, placed))
+
+    return run

@@ -1,0 +1,15 @@
+"""One way of saying that a name is not known."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from jaxgen.types import UserError
+
+
+def unknown(what: str, name: str, choices: Sequence[str]) -> UserError:
+    """The error for a `name` that is none of `choices`; `what` says what is being named."""
+    close = difflib.get_close_matches(name, choices, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(choices)}"
+    return UserError(f"unknown {what} {name!r}: {hint}")

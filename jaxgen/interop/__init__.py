@@ -1,0 +1,1 @@
+"""Files in other libraries' formats, and their weights."""

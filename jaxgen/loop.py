@@ -1,0 +1,340 @@
+"""THE loop: restore, then step, log, validate, save, until done; stops cleanly on a signal or a NaN."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import jax
+import numpy as np
+
+from jaxgen import data, sharding
+from jaxgen.checkpoint import Checkpoints
+from jaxgen.record import Recorder
+from jaxgen.types import Batch, Experiment, LoopSettings, Metrics, System, TrainState, UserError
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C came; the state has been saved. `signal_number` says which."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.signal_number = signal_number
+
+
+class StopRequest:
+    """Notes SIGTERM and SIGINT instead of dying; the loop looks at it between dispatches.
+
+    Within `interruptible()` the signal raises Interrupted at once: used where the state is whole and the
+    work (validation, samples) can be thrown away.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._raise = False
+
+    def __enter__(self) -> StopRequest:
+        self._previous = {}
+        with contextlib.suppress(ValueError):  # only the main thread may set handlers
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None:  # asked twice: do not save, just go
+            raise KeyboardInterrupt
+        self.signal_number = number
+        if self._raise:
+            raise Interrupted(number)
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        self._raise = True
+        try:
+            if self.signal_number is not None:
+                raise Interrupted(self.signal_number)
+            yield
+        finally:
+            self._raise = False
+
+
+def spans(settings: LoopSettings, first_step: int) -> Iterator[tuple[int, int]]:
+    """The dispatches from `first_step` on, as (first step, number of steps).
+
+    A dispatch never runs across a step at which something is due, and which steps it holds does not depend on
+    where the run was interrupted: only then is a resumed run the same program, bit for bit.
+    """
+    intervals = [
+        every
+        for every in (
+            settings.log_every,
+            settings.validate_every,
+            settings.sample_every,
+            settings.checkpoint_every,
+        )
+        if every
+    ]
+    step = first_step
+    while step < settings.num_steps:
+        due = min([settings.num_steps, *((step // every + 1) * every for every in intervals)])
+        size = settings.steps_per_dispatch if due - step >= settings.steps_per_dispatch else 1
+        yield step, size
+        step += size
+
+
+def make_steps(system: System, mesh: jax.sharding.Mesh, state_sharding: object):
+    """The compiled (state, batches [S, B, ...]) -> (state, metrics [S]): S updates in one `lax.scan`."""
+
+    def run(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(system.step, state, batches)
+
+    return jax.jit(
+        run,
+        donate_argnums=0,
+        in_shardings=(state_sharding, sharding.batch_sharding(mesh, axis=1)),
+        out_shardings=(state_sharding, sharding.replicated(mesh)),
+    )
+
+
+def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
+    """The state's shapes, dtypes and shardings, without computing anything."""
+    batch = _abstract_batch(experiment, mesh)
+    shapes = jax.eval_shape(experiment.system.init, jax.eval_shape(lambda: jax.random.key(0)), batch)
+    where = sharding.replicated(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes)
+
+
+def _abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> Batch:
+    """The global batch's shapes, from this process's rows of it."""
+    rows = experiment.train_batch(0)
+    processes = jax.process_count()
+    return {
+        name: jax.ShapeDtypeStruct((field.shape[0] * processes, *field.shape[1:]), field.dtype)
+        for name, field in rows.items()
+    }
+
+
+def initial_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
+    """The state before the first update; a model whose start depends on data sees the first batch."""
+    batch = sharding.place(mesh, experiment.train_batch(0))
+    init = jax.jit(experiment.system.init, out_shardings=sharding.replicated(mesh))
+    return init(sharding.replicated_key(mesh, experiment.seed), batch)
+
+
+@dataclasses.dataclass
+class _PendingMetrics:
+    """Metrics still on the devices, until a logging step fetches them all at once."""
+
+    dispatches: list[tuple[int, Metrics]] = dataclasses.field(default_factory=list)
+
+    def fetch(self) -> dict[str, float]:
+        """The means over the pending steps; stops the run at the first step with a non-finite number."""
+        fetched = [(first, jax.device_get(metrics)) for first, metrics in self.dispatches]
+        self.dispatches.clear()
+        for first, metrics in fetched:
+            _check_finite(first, metrics)
+        totals = {
+            name: (
+                sum(float(np.sum(metrics[name].total)) for _, metrics in fetched),
+                sum(float(np.sum(metrics[name].count)) for _, metrics in fetched),
+            )
+            for name in fetched[0][1]
+        }
+        return {name: total / count if count else math.nan for name, (total, count) in totals.items()}
+
+
+def _check_finite(first_step: int, metrics: Metrics) -> None:
+    bad = {name: ~np.isfinite(mean.total) for name, mean in metrics.items()}
+    steps = np.any(np.stack(list(bad.values())), axis=0)
+    if not steps.any():
+        return
+    index = int(np.argmax(steps))
+    culprits = ", ".join(name for name, flags in bad.items() if flags[index])
+    raise UserError(
+        f"Update {first_step + index + 1} is not finite (first: {culprits}); the run stopped and its last "
+        "checkpoint is from before it: lower optim.learning_rate, set optim.clip_norm or look at the data."
+    )
+
+
+def train(
+    experiment: Experiment,
+    workdir: Path,
+    mesh: jax.sharding.Mesh,
+    *,
+    show_progress: bool = True,
+    profile: bool = False,
+) -> TrainState:
+    """Trains from the newest checkpoint of `workdir`, or from the start, to the end; returns the last state.
+
+    Raises Interrupted after SIGTERM or Ctrl-C with everything saved, and UserError on a non-finite number.
+    """
+    settings = experiment.loop
+    checkpoints = open_checkpoints(experiment, workdir)
+    try:
+        # ---- restore, or start
+        state = checkpoints.restore(abstract_state(experiment, mesh), set_aside=True)
+        if state is None:
+            state = initial_state(experiment, mesh)
+        first_step = int(state.step)
+        if first_step >= settings.num_steps:
+            return state
+        with (
+            StopRequest() as stop,
+            Recorder(
+                workdir,
+                start_step=first_step,
+                num_steps=settings.num_steps,
+                enabled=jax.process_index() == 0,
+                show_progress=show_progress,
+            ) as recorder,
+        ):
+            return _run(experiment, workdir, mesh, state, checkpoints, recorder, stop, profile)
+    finally:
+        checkpoints.close()
+
+
+def open_checkpoints(experiment: Experiment, workdir: Path) -> Checkpoints:
+    """The checkpoints of a run of this experiment."""
+    return Checkpoints(
+        Path(workdir) / "checkpoints",
+        keep=experiment.loop.keep_checkpoints,
+        best_metric=experiment.loop.best_metric,
+        best_is_higher=experiment.loop.best_is_higher,
+    )
+
+
+def _run(
+    experiment: Experiment,
+    workdir: Path,
+    mesh: jax.sharding.Mesh,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    recorder: Recorder,
+    stop: StopRequest,
+    profile: bool,
+) -> TrainState:
+    settings = experiment.loop
+    first_step = step = int(state.step)
+    run_steps = make_steps(experiment.system, mesh, state_sharding=sharding.replicated(mesh))
+    pending = _PendingMetrics()
+    throughput = _Throughput(step)
+
+    if first_step == 0:
+        checkpoints.save(state)
+    batches = data.prefetch(
+        experiment.train_batch,
+        spans(settings, first_step),
+        lambda rows: sharding.place(mesh, rows, axis=1),
+    )
+    with contextlib.closing(batches), _Profiler(workdir, enabled=profile) as profiler:
+        for span_start, batch in batches:
+            # ---- update
+            size = jax.tree.leaves(batch)[0].shape[0]
+            state, metrics = run_steps(state, batch)
+            pending.dispatches.append((span_start, metrics))
+            step = span_start + size
+            last = step >= settings.num_steps
+            profiler.after_dispatch(state)
+            if span_start == first_step:  # the first dispatch compiles, which is not throughput
+                jax.block_until_ready(metrics)
+                throughput = _Throughput(step)
+
+            # ---- log: nothing is validated, sampled or saved before its numbers are known to be finite
+            due_log, due_validation, due_samples, due_save = (
+                last or (every > 0 and step % every == 0)
+                for every in (
+                    settings.log_every,
+                    settings.validate_every,
+                    settings.sample_every,
+                    settings.checkpoint_every,
+                )
+            )
+            stopping = stop.signal_number is not None
+            if due_log or due_validation or due_samples or due_save or stopping:
+                means = pending.fetch()
+                means.update(throughput.since_last(step))
+                recorder.log(step, means, prefix="train/")
+                recorder.advance(step, {"loss": means["loss"]})
+
+            # ---- validate and sample; both can be thrown away when a signal comes
+            validation: Metrics | None = None
+            try:
+                with stop.interruptible():
+                    if due_validation:
+                        validation = jax.device_get(experiment.validate(state))
+                        values = {name: float(mean.value) for name, mean in validation.items()}
+                        recorder.log(step, values, prefix="validation/")
+                    if due_samples and settings.sample_every and not last:
+                        key = jax.random.fold_in(jax.random.key(experiment.seed), step)
+                        experiment.write_samples(state, key, 0, Path(workdir) / "samples" / f"step_{step}")
+                    if due_validation or due_samples:
+                        throughput.skip()
+            except Interrupted:
+                stopping = True
+
+            # ---- save
+            if due_save or last or stopping:
+                checkpoints.save(state, validation)
+            if stopping and stop.signal_number is not None:
+                checkpoints.wait()
+                recorder.message(
+                    f"Stopped after update {step}, all saved; the same command goes on."
+                )
+                raise Interrupted(stop.signal_number)
+    return state
+
+
+class _Throughput:
+    """Updates a second, leaving out validation, sampling and compilation."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._time = step, time.perf_counter()
+
+    def since_last(self, step: int) -> dict[str, float]:
+        now = time.perf_counter()
+        rate = {"steps_per_second": (step - self._step) / (now - self._time)} if step > self._step else {}
+        self._step, self._time = step, now
+        return rate
+
+    def skip(self) -> None:
+        self._time = time.perf_counter()
+
+
+class _Profiler:
+    """A trace of dispatches 2 to 4 in `<workdir>/profile`, for TensorBoard's profile page or Perfetto."""
+
+    def __init__(self, workdir: Path, *, enabled: bool) -> None:
+        self._directory = str(Path(workdir) / "profile")
+        self._enabled, self._dispatches, self._running = enabled, 0, False
+
+    def __enter__(self) -> _Profiler:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+
+    def after_dispatch(self, state: TrainState) -> None:
+        self._dispatches += 1
+        if not self._enabled or self._dispatches not in (1, 4):
+            return
+        jax.block_until_ready(state.step)
+        if self._dispatches == 1:
+            jax.profiler.start_trace(self._directory)
+            self._running = True
+        else:
+            self._stop()

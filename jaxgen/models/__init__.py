@@ -1,0 +1,1 @@
+"""Networks: Linen modules and nothing else."""

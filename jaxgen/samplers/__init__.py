@@ -1,0 +1,1 @@
+"""Samplers: chains for one lax.scan driver."""

@@ -1,0 +1,127 @@
+"""What turns a loss into something trainable: a `System`, a pair of pure functions (init, step)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxgen import optim
+from jaxgen.types import Batch, Key, LossFn, Mean, Metrics, PyTree, System, TrainState, UserError
+
+
+def _once(value: jax.Array) -> Mean:
+    return Mean(jnp.asarray(value, jnp.float32), jnp.ones((), jnp.float32))
+
+
+def _merge(a: Metrics, b: Metrics) -> Metrics:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def _split_batch(batch: Batch, parts: int) -> Batch:
+    """Every field [B, ...] -> [parts, B / parts, ...].
+
+    Rows are dealt out in turn, so that a batch laid over devices in blocks gives every device its share of
+    every part and nothing moves between devices.
+    """
+
+    def split(leaf: jax.Array) -> jax.Array:
+        if leaf.shape[0] % parts:
+            raise UserError(f"optim.accumulate={parts} does not divide the batch of {leaf.shape[0]}.")
+        return jnp.moveaxis(leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]), 1, 0)
+
+    return jax.tree.map(split, batch)
+
+
+def _accumulated_gradient(
+    loss_fn: LossFn, params: PyTree, model_state: PyTree, batch: Batch, key: Key, parts: int
+) -> tuple[PyTree, Metrics, PyTree]:
+    """The gradient of the mean loss over the whole batch, from `parts` passes over a part each.
+
+    Parts are weighted by the count of their loss, so that masked items weigh nothing.
+    """
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def add_part(carry, part_and_index):
+        grad_sum, metrics_sum, model_state = carry
+        part, index = part_and_index
+        (_, (metrics, model_state)), grad = value_and_grad(
+            params, model_state, part, jax.random.fold_in(key, index)
+        )
+        weight = metrics["loss"].count
+        # where, not a product alone: a part that is masked whole may have the gradient 0 / 0.
+        grad_sum = jax.tree.map(lambda s, g: s + jnp.where(weight > 0, weight * g, 0.0), grad_sum, grad)
+        return (grad_sum, _merge(metrics_sum, metrics), model_state), None
+
+    parts_batch = _split_batch(batch, parts)
+    first = jax.tree.map(lambda leaf: leaf[0], parts_batch)
+    _, (metrics_shape, _) = jax.eval_shape(loss_fn, params, model_state, first, key)
+    zeros = lambda tree: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
+    carry = (zeros(params), zeros(metrics_shape), model_state)
+    (grad_sum, metrics, model_state), _ = jax.lax.scan(add_part, carry, (parts_batch, jnp.arange(parts)))
+    count = metrics["loss"].count
+    return jax.tree.map(lambda g: g / count, grad_sum), metrics, model_state
+
+
+def gradient_system(
+    init_variables: Callable[[Key, Batch], tuple[PyTree, PyTree]],
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float = 0.0,
+    ema_warmup: bool = True,
+    accumulate: int = 1,
+) -> System:
+    """Gradient descent on one loss.
+
+    init_variables: (key, batch) -> (params, model_state)
+    ema_decay: 0 keeps no average of the weights.
+    accumulate: the batch is worked through in this many parts, for batches larger than memory.
+
+    Each step reports, besides the loss's own metrics, the global norms of the gradient (before clipping),
+    the update and the parameters after it: the first of them to stop being finite names the culprit.
+    """
+    if not 0 <= ema_decay < 1:
+        raise UserError(f"optim.ema_decay must be in [0, 1), not {ema_decay}.")
+    if accumulate < 1:
+        raise UserError(f"optim.accumulate must be at least 1, not {accumulate}.")
+
+    def init(key: Key, batch: Batch) -> TrainState:
+        init_key, run_key = jax.random.split(key)
+        params, model_state = init_variables(init_key, batch)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            model_state=model_state,
+            opt_state=optimizer.init(params),
+            ema=jax.tree.map(jnp.copy, params) if ema_decay else None,
+            key=run_key,
+        )
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        if accumulate == 1:
+            (_, (metrics, model_state)), grad = jax.value_and_grad(loss_fn, has_aux=True)(
+                state.params, state.model_state, batch, key
+            )
+        else:
+            grad, metrics, model_state = _accumulated_gradient(
+                loss_fn, state.params, state.model_state, batch, key, accumulate
+            )
+        updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            decay = optim.ema_decay_at(state.step, ema_decay, warmup=ema_warmup)
+            ema = optim.ema_update(ema, params, decay)
+        norms = {
+            "gradient_norm": _once(optax.tree.norm(grad)),
+            "update_norm": _once(optax.tree.norm(updates)),
+            "parameter_norm": _once(optax.tree.norm(params)),
+        }
+        new_state = TrainState(state.step + 1, params, model_state, opt_state, ema, state.key)
+        return new_state, {**metrics, **norms}
+
+    return System(init, step)
