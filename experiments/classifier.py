@@ -26,6 +26,7 @@ _MNIST = {
     "train.validate_every": 1000,
     "train.checkpoint_every": 1000,
 }
+GENERATES = False
 PRESETS = {
     "smoke": Preset(
         "1 CPU core",
@@ -71,12 +72,19 @@ PRESETS = {
         },
     ),
 }
+FIELD_CHECKS = {
+    **common.FIELD_CHECKS,
+    "model.widths": ((6,), {}),
+    "model.dropout": (0.5, {}),
+    "objective.label_smoothing": (0.1, {}),
+}
 
 
 def get_config(preset: str) -> ConfigDict:
     """The config of a preset."""
     config = common.base_config(num_steps=600)
     config.optim.schedule = "cosine"
+    config.train.steps_per_dispatch = 1
     config.model = ConfigDict({"widths": (32, 64), "hidden": 128, "dropout": 0.2, "dtype": "float32"})
     config.objective = ConfigDict({"label_smoothing": 0.0})
     config.evaluation = ConfigDict({"batch_size": 360})

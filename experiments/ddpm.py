@@ -41,7 +41,6 @@ _MNIST = {
     "optim.warmup_steps": 500,
     "optim.ema_decay": 0.9995,
     "train.num_steps": 20000,
-    "train.steps_per_dispatch": 10,
     "train.log_every": 100,
     "train.validate_every": 1000,
     "train.checkpoint_every": 1000,
@@ -58,6 +57,8 @@ _CIFAR10 = {
     "data.batch_size": 128,
     "model.channels": 128,
     "model.channel_multipliers": (1, 2, 2, 2),
+    "model.num_res_blocks": 2,
+    "model.num_groups": 32,
     "model.attention_resolutions": (16,),
     "model.head_dim": 0,
     "model.dropout": 0.1,
@@ -134,7 +135,28 @@ PRESETS = {
         {**_CIFAR10, "diffusion.conditional": True, "diffusion.label_dropout": 0.1, "sampling.guidance": 1.5},
     ),
 }
-# (preset source, dimension-wise reference of the bound), for the table of scores
+FIELD_CHECKS = {
+    **common.FIELD_CHECKS,
+    "model.channel_multipliers": ((1, 3), {}),
+    "model.attention_resolutions": ((8,), {}),
+    "model.head_dim": (4, {}),
+    "model.num_groups": (4, {}),
+    "model.dropout": (0.1, {}),
+    "diffusion.schedule": ("linear", {}),
+    "diffusion.beta_start": (2e-4, {"diffusion.schedule": "linear"}),
+    "diffusion.beta_end": (0.03, {"diffusion.schedule": "linear"}),
+    "diffusion.prediction": ("v", {}),
+    "diffusion.loss": ("vlb", {}),
+    "diffusion.variance": ("fixed_large", {}),
+    "diffusion.label_dropout": (0.5, {"diffusion.conditional": True}),
+    "sampling.method": ("ddim", {}),
+    "sampling.eta": (0.5, {"sampling.method": "ddim"}),
+    "sampling.spacing": ("trailing", {}),
+    "sampling.guidance": (3.0, {"diffusion.conditional": True}),
+    "evaluation.classifier": ("digits", {}),
+    "evaluation.classifier_workdir": ("runs/classifier", {}),
+}
+# The bound that Ho et al. report for a data set, in bits/dim.
 _BITS_PER_DIM = {"cifar10": (3.75, "Ho et al. 2020, table 1, L_simple")}
 
 
@@ -146,7 +168,7 @@ def get_config(preset: str) -> ConfigDict:
     config.optim.warmup_steps = 100
     config.optim.schedule = "cosine"
     config.optim.ema_decay = 0.999
-    config.train.steps_per_dispatch = 20
+    config.train.steps_per_dispatch = 1
     config.train.log_every = 100
     config.train.validate_every = 500
     config.train.checkpoint_every = 500

@@ -52,7 +52,7 @@ def load_experiment(file: str) -> ExperimentModule:
     if not path.exists() and not path.is_absolute():
         path = experiments_folder().parent / file
     if not path.is_file():
-        known = [f"experiments/{name}.py" for name in _experiment_names()]
+        known = [f"experiments/{name}.py" for name in experiment_names()]
         raise UserError(f"There is no experiment file {file!r}.{did_you_mean(file, known)}")
     # The module is imported under its package name where it has one, so that experiments that use one
     # another share their modules.
@@ -163,14 +163,15 @@ def check_same_fields(default: ConfigDict, config: ConfigDict) -> None:
                     )
 
 
-def _experiment_names() -> list[str]:
+def experiment_names() -> list[str]:
+    """The names of the experiments that come with jaxgen: the files of their folder."""
     return sorted(path.stem for path in experiments_folder().glob("*.py") if path.stem != "__init__")
 
 
 def list_experiments() -> str:
     """A line for every preset of every experiment: command, hardware, minutes, expected score."""
     rows = [("--config=", "hardware", "minutes", "expected")]
-    for name in _experiment_names():
+    for name in experiment_names():
         module = load_experiment(f"experiments/{name}.py").module
         for preset, about in module.PRESETS.items():
             rows.append(

@@ -196,7 +196,7 @@ def _claim(workdir: Path, experiment: Experiment, config: Mapping[str, Any], sou
     if (workdir / "config.json").exists():
         _check_same_config(workdir, config)
         first = files.read_json(workdir / "manifest.json")
-        if first["data_fingerprints"] != manifest["data_fingerprints"]:
+        if first["data"] != manifest["data"]:
             raise UserError(f"The data have changed since the run in {workdir} began; use another --workdir.")
         first.setdefault("resumed", []).append(manifest)
         manifest = first

@@ -28,6 +28,26 @@ class Preset:
     settings: Mapping[str, Any]
 
 
+# For tests/test_config_fields.py, which changes every field of every experiment and looks for the effect: the
+# value to try where doubling or negating the preset's will not do, and what must be set for a field to act.
+FIELD_CHECKS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "data.source": ("npz:{folder}/images.npz", {}),
+    "data.augment": ("flip", {}),
+    "optim.optimizer": ("sgd", {}),
+    "optim.schedule": ("exponential", {}),
+    "optim.decay_rate": (0.5, {"optim.schedule": "exponential"}),
+    "optim.decay_steps": ((1,), {"optim.schedule": "step"}),
+    "optim.warmup_steps": (3, {}),
+    "optim.b1": (0.5, {}),
+    "optim.b2": (0.5, {}),
+    "optim.weight_decay": (0.1, {}),
+    "optim.ema_decay": (0.5, {}),
+    "optim.ema_warmup": (False, {"optim.ema_decay": 0.9}),
+    "train.best_metric": ("loss", {}),
+    "model.dtype": ("bfloat16", {}),
+}
+
+
 def base_config(*, num_steps: int) -> ConfigDict:
     """The groups `data`, `optim` and `train` and the seed; experiments add theirs."""
     config = ConfigDict()

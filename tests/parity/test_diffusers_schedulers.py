@@ -100,7 +100,7 @@ def test_ancestral_steps(schedule, prediction, variance, num_steps):
         return our_step(x, times, output, noise), result.prev_sample.numpy()
 
     errors = trajectory(step, theirs.timesteps.numpy(), jax.random.key(0))
-    assert errors.max() < 1e-5
+    assert errors.max() < 2e-6  # float32 rounding, measured below 3e-7
 
 
 @pytest.mark.parametrize("clip", [True, False])
@@ -130,4 +130,4 @@ def test_ddim_steps(schedule, prediction, eta, clip):
         return our_step(x, jnp.full(2, num_steps - 1 - i), output, noise), result.prev_sample.numpy()
 
     errors = trajectory(step, theirs.timesteps.numpy(), jax.random.key(0))
-    assert errors.max() < 1e-5
+    assert errors.max() < 2e-6  # float32 rounding, measured below 3e-7

@@ -64,7 +64,9 @@ def our_params_like(model, config):
     return jax.eval_shape(lambda: model.init(jax.random.key(0), image, jnp.zeros(1), train=False))["params"]
 
 
-@pytest.mark.parametrize(("config", "time_type"), [(CIFAR10, np.int32), (SMALL, np.float32)], ids=["cifar10", "small"])
+@pytest.mark.parametrize(
+    ("config", "time_type"), [(CIFAR10, np.int32), (SMALL, np.float32)], ids=["cifar10", "small"]
+)
 def test_same_output_and_gradient_from_a_safetensors_file(config, time_type, tmp_path):
     theirs = their_model(config, seed=1)
     theirs.save_pretrained(tmp_path, safe_serialization=True)

@@ -36,7 +36,7 @@ def test_guidance_costs_one_call(scale, batches):
     predict, calls = network_calls(network)
     jax.block_until_ready(classifier_free_guidance(predict, LABEL, NULL, scale)(X, T))
     jax.effects_barrier()
-    assert calls == batches
+    assert [len(t) for t in calls] == batches
 
 
 def test_guided_sampling_calls_the_network_once_a_step_and_follows_the_labels():
@@ -55,6 +55,6 @@ def test_guided_sampling_calls_the_network_once_a_step_and_follows_the_labels():
         calls.clear()
         samples = sample(scale)
         jax.effects_barrier()
-        assert calls == [batch] * 6
+        assert [len(t) for t in calls] == [batch] * 6
         # The last step of DDIM is the predicted x0 itself.
         np.testing.assert_allclose(samples, np.array([[0.0] * 2, [0.1] * 2, [0.2] * 2]) * scale, atol=1e-6)

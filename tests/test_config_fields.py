@@ -1,0 +1,204 @@
+"""Every field of every experiment's config changes what it names; a field that changes nothing fails.
+
+The experiment is built and all that it would compute is traced but not computed: `jax.jit` is replaced by a
+stand-in that writes down the program (operations, literals, constants) and hands back made-up numbers. Two
+configs that differ in one field must differ in what was written down, in their batches, or in the settings of
+the loop (whose effects tests/core/test_loop.py looks at).
+"""
+
+import hashlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen import cli, loop, recorded, sharding
+
+NAMES = cli.experiment_names()
+
+
+def _hash_constants(jaxpr, digest):
+    """Adds the values of all closed-over arrays, those of inner programs included."""
+    for constant in jaxpr.consts:
+        if isinstance(constant, jax.Array | np.ndarray) and not jnp.issubdtype(
+            constant.dtype, jax.dtypes.prng_key
+        ):
+            digest.update(np.asarray(constant).tobytes())
+    for equation in jaxpr.jaxpr.eqns:
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else [value]:
+                if isinstance(inner, jax.extend.core.ClosedJaxpr):
+                    _hash_constants(inner, digest)
+
+
+def _program(function, *args):
+    """A hash of the traced program with its literals and constants."""
+    jaxpr = jax.make_jaxpr(function)(*args)
+    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(jaxpr)).encode())
+    _hash_constants(jaxpr, digest)
+    return digest.hexdigest()
+
+
+def _made_up(shape):
+    if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0), shape.shape)
+    return jnp.full(shape.shape, 0.5, shape.dtype)
+
+
+class _Judge:
+    """In place of the judge, whose numbers would be nonsense on made-up images."""
+
+    def __init__(self, written, *args, **kwargs):
+        self.written = written
+        written.append(f"judge {[arg for arg in args if isinstance(arg, str)]} {kwargs}")
+
+    def scores(self, samples):
+        self.written.append(f"samples {samples.shape}")
+        return {}
+
+
+DEPTHS = ("build", "step", "everything")
+
+
+def _observe(module, config, folder, monkeypatch, depth="everything"):
+    """What an experiment built from this config would do, as text; a deeper look takes longer."""
+    written = []
+
+    def traced_only(function=None, **options):
+        if function is None:
+            return lambda f: traced_only(f, **options)
+
+        def call(*args):
+            written.append(_program(function, *args))
+            return jax.tree.map(_made_up, jax.eval_shape(function, *args))
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "jit", traced_only)
+        if hasattr(module, "ImageJudge"):
+            patch.setattr(module, "ImageJudge", lambda *a, **k: _Judge(written, *a, **k))
+        experiment = module.build(config, sharding.make_mesh())
+        written += [
+            f"{experiment.loop} {experiment.seed} {sorted(experiment.data_fingerprints.items())}",
+            str([(name, need.source, need.config, need.workdir) for name, need in experiment.needs.items()]),
+        ]
+        batch = experiment.train_batch(0)
+        written += [f"{name} {field.shape} {field.tobytes()!r}" for name, field in batch.items()]
+        if depth == "build":
+            return written
+        key = jax.random.key(0)
+        state = jax.eval_shape(experiment.system.init, key, batch)
+        written += [str(state), _program(experiment.system.step, state, batch)]
+        if depth == "step":
+            return written
+        state = jax.tree.map(_made_up, state)
+        experiment.validate(state)
+        files = experiment.write_samples(state, key, 0, folder)
+        written.append(str([(path.name, path.read_bytes()[:40]) for path in files]))
+        needed = {
+            name: jax.tree.map(
+                _made_up,
+                jax.eval_shape(need.experiment.system.init, key, need.experiment.train_batch(0)),
+            )
+            for name, need in experiment.needs.items()
+        }
+        experiment.evaluate(state, needed)
+    return written
+
+
+def _other_value(value):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return 2 * value if value else 1
+    if isinstance(value, float):
+        return value / 2 if value else 0.25
+    raise NotImplementedError(f"give a value for it in FIELD_CHECKS (it is {value!r})")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Other images of the digits' shape, for data.source."""
+    path = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    np.savez(
+        path / "images.npz",
+        image=rng.integers(0, 256, (80, 8, 8, 1), dtype=np.uint8),
+        label=np.arange(80, dtype=np.int32) % 10,
+    )
+    return path
+
+
+def _fields():
+    for name in NAMES:
+        config = cli.load_experiment(f"experiments/{name}.py").module.get_config("smoke")
+        for field in recorded.flatten(config.to_dict()):
+            yield pytest.param(name, field, id=f"{name}:{field}")
+
+
+_SEEN = {}
+
+
+@pytest.mark.parametrize(("name", "field"), list(_fields()))
+def test_changing_a_field_changes_what_is_done(name, field, folder, tmp_path, monkeypatch):
+    module = cli.load_experiment(f"experiments/{name}.py").module
+
+    def observe(settings, depth):
+        config = module.get_config("smoke")
+        config.update_from_flattened_dict(settings)
+        return _observe(module, config, tmp_path, monkeypatch, depth)
+
+    flat = recorded.flatten(module.get_config("smoke").to_dict())
+    value, context = getattr(module, "FIELD_CHECKS", {}).get(field, (None, {}))
+    value = _other_value(flat[field]) if value is None else value
+    if isinstance(value, str):
+        value = value.format(folder=folder)
+    for depth in DEPTHS:
+        before = (name, depth, str(sorted(context.items())))
+        if before not in _SEEN:
+            _SEEN[before] = observe(context, depth)
+        if observe({**context, field: value}, depth) != _SEEN[before]:
+            return
+    pytest.fail(f"{field}={value!r} changes nothing")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_config_is_seen_to_do_the_same(name, tmp_path, monkeypatch):
+    """Without this, noise in what is written down would hide an unused field."""
+    module = cli.load_experiment(f"experiments/{name}.py").module
+    seen = [_observe(module, module.get_config("smoke"), tmp_path, monkeypatch) for _ in range(2)]
+    assert seen[0] == seen[1]
+
+
+def test_an_unused_field_is_caught(tmp_path, monkeypatch):
+    module = cli.load_experiment("experiments/classifier.py").module
+    config, changed = module.get_config("smoke"), module.get_config("smoke")
+    for which, value in ((config, 1), (changed, 2)):
+        with which.unlocked():
+            which.model.unused = value
+    assert _observe(module, config, tmp_path, monkeypatch) == _observe(module, changed, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_preset_has_a_config_of_the_same_fields(name):
+    module = cli.load_experiment(f"experiments/{name}.py").module
+    fields = set(recorded.flatten(module.get_config("smoke").to_dict()))
+    for preset in module.PRESETS:
+        assert set(recorded.flatten(module.get_config(preset).to_dict())) == fields
+    assert not [check for check in getattr(module, "FIELD_CHECKS", {}) if check not in fields]
+
+
+def test_the_cifar10_preset_is_the_published_network(tmp_path):
+    """35.7 million parameters (Ho et al. 2020, appendix B); only the shape of the data matters here."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", image=images, label=np.arange(40, dtype=np.int32) % 10)
+    module = cli.load_experiment("experiments/ddpm.py").module
+    config = module.get_config("cifar10")
+    config.data.source = f"npz:{tmp_path}/images.npz"
+    config.evaluation.classifier = ""
+    mesh = sharding.make_mesh()
+    state = loop.abstract_state(module.build(config, mesh), mesh)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == 35_746_307

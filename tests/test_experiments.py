@@ -1,0 +1,229 @@
+"""Every experiment's smoke preset, launched as a user would: trains, survives kill -9 and SIGTERM, samples.
+
+A new experiment is found by its file; nothing here names one, but for the test that a DDPM killed at random
+steps ends with the same bits.
+"""
+
+import json
+import signal
+import subprocess
+import time
+
+import chex
+import jax
+import numpy as np
+import pytest
+from command import ROOT, environment, jaxgen_command, run
+from PIL import Image
+
+from jaxgen import cli, loop, sharding
+
+NAMES = cli.experiment_names()
+
+
+def _config(name, preset="smoke"):
+    return f"--config=experiments/{name}.py:{preset}"
+
+
+def _digests(workdir, step):
+    meta = json.loads((workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text())
+    return {path: leaf["digest"] for path, leaf in meta["leaves"].items()}
+
+
+def _last_step(workdir):
+    return max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def finished(request, tmp_path_factory):
+    """(name, workdir, stdout) of a smoke run that went through undisturbed."""
+    workdir = tmp_path_factory.mktemp("runs") / request.param
+    status, stdout, stderr = run(_config(request.param), f"--workdir={workdir}")
+    assert status == 0, stderr
+    return request.param, workdir, stdout
+
+
+def test_a_run_leaves_everything_it_promises(finished):
+    name, workdir, stdout = finished
+    config = json.loads((workdir / "config.json").read_text())
+    assert (config["experiment"], config["preset"]) == (f"experiments/{name}.py", "smoke")
+    manifest = json.loads((workdir / "manifest.json").read_text())
+    assert manifest["seed"] == config["config"]["seed"]
+    assert all(len(digest) == 64 for digest in manifest["data"].values())
+    assert {"jax", "flax", "optax"} <= set(manifest["packages"])
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert any("train/loss" in line for line in lines)
+    assert any(key.startswith("validation/") for line in lines for key in line)
+    assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+    result = json.loads((workdir / "result.json").read_text())
+    assert result
+    for score in result.values():
+        assert set(score) == {"value", "unit", "n", "higher_is_better", "reference", "reference_source"}
+        assert np.isfinite(score["value"])
+        assert score["n"] > 0
+        assert score["unit"]
+    assert "<html" in (workdir / "report.html").read_text()
+    assert str(workdir / "report.html") in stdout
+    assert all(metric in stdout for metric in result)
+
+
+def test_pictures_open_and_are_not_blank(finished):
+    _, workdir, _ = finished
+    pictures = list((workdir / "samples").rglob("*.png"))
+    assert pictures
+    for path in pictures:
+        assert np.asarray(Image.open(path)).std() > 0
+
+
+def test_sample_mode_is_reproducible_and_its_seed_matters(finished):
+    name, workdir, _ = finished
+    module = cli.load_experiment(f"experiments/{name}.py").module
+    if not getattr(module, "GENERATES", True):
+        pytest.skip(f"{name} generates nothing")
+    contents = []
+    for seed in (1, 1, 2):
+        status, stdout, stderr = run(
+            _config(name), f"--workdir={workdir}", "--mode=sample", f"--seed={seed}", "--num_samples=5"
+        )
+        assert status == 0, stderr
+        from pathlib import Path
+
+        contents.append(Path(stdout.split()[0]).read_bytes())
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_evaluate_mode_gives_the_same_scores_again(finished):
+    name, workdir, _ = finished
+    before = json.loads((workdir / "result.json").read_text())
+    status, _, stderr = run(_config(name), f"--workdir={workdir}", "--mode=evaluate")
+    assert status == 0, stderr
+    assert json.loads((workdir / "result.json").read_text()) == before
+
+
+def test_other_preset_in_the_same_workdir_is_refused(finished):
+    name, workdir, _ = finished
+    before = sorted((path, path.stat().st_mtime_ns) for path in workdir.rglob("*"))
+    status, _, stderr = run(_config(name), f"--workdir={workdir}", "--config.seed=7")
+    assert status == 2
+    assert stderr.count("\n") == 1
+    assert "seed is 0 there and 7 now" in stderr
+    after = sorted((path, path.stat().st_mtime_ns) for path in workdir.rglob("*") if path.name != ".lock")
+    assert after == [entry for entry in before if entry[0].name != ".lock"]
+
+
+def _start(name, workdir, *overrides):
+    return subprocess.Popen(
+        jaxgen_command(_config(name), f"--workdir={workdir}", *overrides),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+    )
+
+
+def _wait_until(condition, process, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "the run did not come that far"
+        time.sleep(0.005)
+
+
+def _has_checkpoint(workdir):
+    return lambda: any(path.name.isdigit() for path in workdir.glob("checkpoints/[1-9]*"))
+
+
+def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_bits(finished, tmp_path):
+    name, whole, _ = finished
+    process = _start(name, tmp_path / "run")
+    _wait_until(_has_checkpoint(tmp_path / "run"), process)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=240)
+    if process.returncode != 0:  # 0: it had finished before the signal came
+        assert process.returncode == 128 + signal.SIGTERM, stderr
+        assert "the same command goes on" in stderr
+        assert "Traceback" not in stderr
+        status, _, stderr = run(_config(name), f"--workdir={tmp_path / 'run'}")
+        assert status == 0, stderr
+    assert _digests(tmp_path / "run", _last_step(whole)) == _digests(whole, _last_step(whole))
+
+
+LONGER = (
+    "--config.train.num_steps=60",
+    "--config.train.checkpoint_every=4",
+    "--config.train.validate_every=20",
+)
+
+
+def test_ddpm_killed_at_random_steps_ends_with_the_same_bits(tmp_path):
+    """kill -9 three times, each at a random moment after some progress, then to the end."""
+    status, _, stderr = run(_config("ddpm"), f"--workdir={tmp_path / 'whole'}", *LONGER)
+    assert status == 0, stderr
+    rng = np.random.default_rng()  # another moment at every run of the test
+    killed = tmp_path / "killed"
+    seen = [0]
+    for _ in range(3):
+        process = _start("ddpm", killed, *LONGER)
+        goal = min(seen[-1] + int(rng.integers(1, 16)), 56)
+
+        def came_so_far(goal=goal):
+            return (killed / "checkpoints").is_dir() and _last_step_or_0(killed) >= goal
+
+        _wait_until(came_so_far, process)
+        time.sleep(float(rng.uniform(0, 0.3)))
+        process.kill()
+        process.communicate()
+        seen.append(_last_step_or_0(killed))
+    assert seen[-1] > 0
+    status, _, stderr = run(_config("ddpm"), f"--workdir={killed}", *LONGER)
+    assert status == 0, stderr
+    states = []
+    module = cli.load_experiment("experiments/ddpm.py").module
+    config = module.get_config("smoke")
+    config.train.num_steps = 60
+    mesh = sharding.make_mesh()
+    experiment = module.build(config, mesh)
+    for workdir in (tmp_path / "whole", killed):
+        checkpoints = loop.open_checkpoints(experiment, workdir)
+        state = checkpoints.restore(loop.abstract_state(experiment, mesh))
+        checkpoints.close()
+        states.append(state._replace(key=jax.random.key_data(state.key)))
+    assert int(states[0].step) == 60
+    chex.assert_trees_all_equal(*states)
+    steps = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert (killed / "result.json").read_bytes() == (tmp_path / "whole" / "result.json").read_bytes()
+
+
+def _last_step_or_0(workdir):
+    steps = [int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
+    return max(steps, default=0)
+
+
+def test_two_runs_on_one_workdir(tmp_path):
+    process = _start("ddpm", tmp_path / "run", *LONGER)
+    _wait_until(_has_checkpoint(tmp_path / "run"), process)
+    status, _, stderr = run(_config("ddpm"), f"--workdir={tmp_path / 'run'}", *LONGER)
+    process.kill()
+    process.communicate()
+    assert status == 2
+    assert "Another process is training" in stderr
+
+
+def test_compare_and_report_need_no_config(finished):
+    name, workdir, _ = finished
+    status, stdout, stderr = run(f"--workdir={workdir}", "--mode=report")
+    assert status == 0, stderr
+    assert "report.html" in stdout
+    status, _, stderr = run(f"--workdir={workdir}", "--mode=compare")
+    assert status == 2
+    assert f"{name}_smoke.json" in stderr
+
+
+def test_list_names_every_preset():
+    status, stdout, stderr = run("--list")
+    assert status == 0, stderr
+    for name in NAMES:
+        for preset in cli.load_experiment(f"experiments/{name}.py").module.PRESETS:
+            assert f"experiments/{name}.py:{preset}" in stdout
