@@ -105,12 +105,12 @@ def compare(
     return Case(name, work, unit, goal, done, first_ours, first_peer)
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The flags that all benchmarks share: --quick (at most five minutes on two cores) and --record."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: at most 5 minutes on 2 cores")
-    parser.add_argument("--record", action="store_true", help=f"write the figures to {RESULTS.name}/")
-    return parser.parse_args()
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags that all benchmarks share, to which one may add its own."""
+    flags = argparse.ArgumentParser(description=description)
+    flags.add_argument("--quick", action="store_true", help="fewer rounds: at most 5 minutes on 2 cores")
+    flags.add_argument("--record", action="store_true", help=f"write the figures to {RESULTS.name}/")
+    return flags
 
 
 def table(cases: Sequence[Case]) -> str:

@@ -70,7 +70,6 @@ _CIFAR10 = {
     "optim.ema_decay": 0.9999,
     "optim.schedule": "constant",
     "train.num_steps": 800_000,
-    "train.steps_per_dispatch": 10,
     "train.log_every": 500,
     "train.validate_every": 10_000,
     "train.sample_every": 50_000,
@@ -168,7 +167,6 @@ def get_config(preset: str) -> ConfigDict:
     config.optim.warmup_steps = 100
     config.optim.schedule = "cosine"
     config.optim.ema_decay = 0.999
-    config.train.steps_per_dispatch = 1
     config.train.log_every = 100
     config.train.validate_every = 500
     config.train.checkpoint_every = 500

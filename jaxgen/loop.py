@@ -96,12 +96,7 @@ def make_steps(system: System, mesh: jax.sharding.Mesh, state_sharding: object):
     """The compiled (state, batches [S, B, ...]) -> (state, metrics [S]): S updates in one `lax.scan`."""
 
     def run(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
-        if jax.tree.leaves(batches)[0].shape[0] > 1:
-            return jax.lax.scan(system.step, state, batches)
-        # No loop around a single update: on CPU, XLA computes the gradient of a convolution's kernel a
-        # hundred times slower inside a loop than outside (measured with jax 0.10.2).
-        state, metrics = system.step(state, jax.tree.map(lambda field: field[0], batches))
-        return state, jax.tree.map(lambda leaf: leaf[None], metrics)
+        return jax.lax.scan(system.step, state, batches)
 
     return jax.jit(
         run,
@@ -299,9 +294,7 @@ def _run(
                 checkpoints.save(state, validation)
             if stopping and stop.signal_number is not None:
                 checkpoints.wait()
-                recorder.message(
-                    f"Stopped after update {step}, all saved; the same command goes on."
-                )
+                recorder.message(f"Stopped after update {step}, all saved; the same command goes on.")
                 raise Interrupted(stop.signal_number)
     return state
 

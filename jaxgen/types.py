@@ -121,8 +121,7 @@ Scores: TypeAlias = Mapping[str, Score]
 class LoopSettings:
     """How long the loop runs and how often it does what; all counts are in update steps.
 
-    steps_per_dispatch: updates done by one compiled call, so that Python costs little beside a small model;
-        leave it at 1 for convolutional models on CPU, whose gradients XLA computes slowly inside a loop
+    steps_per_dispatch: updates done by one compiled call, so that Python costs little beside a small model
     best_metric: the validation metric whose best checkpoint is kept besides the newest `keep_checkpoints`
         ("" keeps none)
     """
