@@ -84,6 +84,7 @@ def get_config(preset: str) -> ConfigDict:
     """The config of a preset."""
     config = common.base_config(num_steps=600)
     config.optim.schedule = "cosine"
+    config.optim.learning_rate = 2e-3
     config.model = ConfigDict({"widths": (32, 64), "hidden": 128, "dropout": 0.3, "dtype": "float32"})
     config.objective = ConfigDict({"label_smoothing": 0.0})
     config.evaluation = ConfigDict({"batch_size": 360})

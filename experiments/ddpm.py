@@ -30,26 +30,19 @@ from jaxgen.samplers.guidance import classifier_free_guidance
 from jaxgen.types import Array, Batch, Chain, Experiment, Key, PyTree, Score, Scores, TrainState, UserError
 
 _MNIST = {
-    "model.channels": 32,
+    "data.batch_size": 32,
     "model.channel_multipliers": (1, 2, 2),
     "model.attention_resolutions": (7,),
-    "model.head_dim": 32,
     "diffusion.num_steps": 1000,
     "diffusion.schedule": "linear",
-    "data.batch_size": 64,
     "optim.learning_rate": 5e-4,
-    "optim.warmup_steps": 500,
-    "optim.ema_decay": 0.9995,
-    "train.num_steps": 20000,
-    "train.log_every": 100,
+    "optim.warmup_steps": 200,
+    "train.num_steps": 4000,
     "train.validate_every": 1000,
-    "train.checkpoint_every": 1000,
-    "sampling.method": "ddim",
-    "sampling.num_steps": 100,
-    "sampling.eta": 1.0,
-    "evaluation.num_samples": 2000,
-    "evaluation.num_likelihood": 512,
-    "evaluation.batch_size": 128,
+    "train.checkpoint_every": 250,
+    "evaluation.num_samples": 1000,
+    "evaluation.num_likelihood": 128,
+    "evaluation.batch_size": 64,
 }
 _CIFAR10 = {
     "data.source": "cifar10",
@@ -108,7 +101,7 @@ PRESETS = {
     "digits": Preset("2 CPU cores", 4, "0.9 recognised, Fréchet ratio below 3", {}),
     "mnist": Preset(
         "2 CPU cores",
-        180,
+        60,
         "see experiments/results",
         {
             "data.source": "mnist",
@@ -118,7 +111,7 @@ PRESETS = {
     ),
     "fashion_mnist": Preset(
         "2 CPU cores",
-        180,
+        60,
         "see experiments/results",
         {
             "data.source": "fashion_mnist",
@@ -161,7 +154,7 @@ _BITS_PER_DIM = {"cifar10": (3.75, "Ho et al. 2020, table 1, L_simple")}
 
 def get_config(preset: str) -> ConfigDict:
     """The config of a preset; the base values are those of `digits`."""
-    config = common.base_config(num_steps=4000)
+    config = common.base_config(num_steps=2000)
     config.data.batch_size = 64
     config.optim.learning_rate = 1e-3
     config.optim.warmup_steps = 100
@@ -185,7 +178,7 @@ def get_config(preset: str) -> ConfigDict:
     )
     config.diffusion = ConfigDict(
         {
-            "num_steps": 250,
+            "num_steps": 200,
             "schedule": "cosine",  # linear, cosine
             "beta_start": 1e-4,  # linear
             "beta_end": 0.02,  # linear
@@ -200,7 +193,7 @@ def get_config(preset: str) -> ConfigDict:
     config.sampling = ConfigDict(
         {
             "method": "ancestral",  # ancestral, ddim
-            "num_steps": 250,
+            "num_steps": 100,
             "eta": 0.0,  # ddim: 0 deterministic, 1 as noisy as ancestral
             "spacing": "even",  # even, leading, trailing, quadratic
             "clip": True,
