@@ -3,10 +3,10 @@
 One training step (noise, network, gradient, Adam) and a DDIM chain of 50 network calls, both with the same
 architecture, parameter count, batch and device on either side.
 
-On CPU the network is a U-Net of 1.7M parameters on 32x32x1 images (widths 32, 64, 64, attention with 8 heads of
-8 at 16 and 8), float32; the peer runs eagerly and, without --quick, through `torch.compile` too; a table of single
-operations says where the time goes. On a GPU it is the paper's CIFAR-10 model in bfloat16 against diffusers
-with `torch.compile` and autocast to bfloat16, and the share of the device's peak is printed.
+On CPU the network is a U-Net of 1.7M parameters on 32x32x1 images (widths 32, 64, 64, attention with 8 heads
+of 8 at 16 and 8), float32; the peer runs eagerly and, without --quick, through `torch.compile` too; a table of
+single operations says where the time goes. On a GPU it is the paper's CIFAR-10 model in bfloat16 against
+diffusers with `torch.compile` and autocast to bfloat16, and the share of the device's peak is printed.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from jaxgen.processes import linear_schedule
 from jaxgen.samplers.chain import run_chain
 from jaxgen.samplers.ddim import ddim_chain
 from jaxgen.systems import gradient_system
+from jaxgen.types import System
 
 TIMES = 1000
 LEARNING_RATE = 2e-4
@@ -88,18 +89,9 @@ class Side(NamedTuple):
 
 def ours(setting: Setting) -> Side:
     """jaxgen: the training step and the chain that its experiments run."""
-    model = UNet(
-        channels=setting.channels,
-        channel_multipliers=setting.multipliers,
-        attention_resolutions=setting.attention,
-        head_dim=setting.head_dim,
-        dropout=setting.dropout,
-        out_channels=setting.image_channels,
-        num_groups=setting.num_groups,
-        dtype=jnp.bfloat16 if setting.bfloat16 else jnp.float32,
-    )
+    model = _unet(setting)
     schedule = linear_schedule(TIMES)
-    system = _system(model, setting)
+    system = _system(model)
     batch = {"image": jnp.asarray(_images(setting, setting.train_batch))}
     state = jax.jit(system.init)(jax.random.key(0), batch)
     # A copy: the training state is donated.
@@ -114,7 +106,9 @@ def ours(setting: Setting) -> Side:
 
     @jax.jit
     def chain(params: Any, key: jax.Array) -> jax.Array:
-        predict = lambda x, t: model.apply({"params": params}, x, t, train=False)
+        def predict(x: jax.Array, t: jax.Array) -> Any:
+            return model.apply({"params": params}, x, t, train=False)
+
         ddim = ddim_chain(predict, schedule, num_steps=setting.sample_steps)
         return run_chain(ddim, key, jnp.arange(setting.sample_batch), setting.shape)
 
@@ -128,13 +122,15 @@ def ours(setting: Setting) -> Side:
 
 def peer(setting: Setting, device: str, compiled: bool) -> Side:
     """diffusers: its U-Net with its schedulers, PyTorch's Adam, and `torch.compile` where `compiled`."""
-    import diffusers
     import torch
+    from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     levels = len(setting.multipliers)
     attends = [setting.size >> level in setting.attention for level in range(levels)]
     torch.manual_seed(0)
-    model = diffusers.UNet2DModel(
+    model = UNet2DModel(
         sample_size=setting.size,
         in_channels=setting.image_channels,
         out_channels=setting.image_channels,
@@ -156,8 +152,8 @@ def peer(setting: Setting, device: str, compiled: bool) -> Side:
         model = model.to(memory_format=torch.channels_last)
     network = torch.compile(model) if compiled else model
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=on_gpu)
-    noising = diffusers.DDPMScheduler(num_train_timesteps=TIMES)
-    ddim = diffusers.DDIMScheduler(num_train_timesteps=TIMES)
+    noising = DDPMScheduler(num_train_timesteps=TIMES)
+    ddim = DDIMScheduler(num_train_timesteps=TIMES)
     ddim.set_timesteps(setting.sample_steps)
     images = torch.tensor(_images(setting, setting.train_batch)).permute(0, 3, 1, 2).contiguous().to(device)
 
@@ -216,86 +212,50 @@ def network_cases(
     ]
 
 
-def operation_cases(batch: int, shapes: Sequence[tuple[int, int]], rounds: int, seconds: float) -> list[Case]:
-    """The network's operations alone, forward and gradient, in float32 at `shapes` = (size, channels)."""
-    import torch
+class Operation(NamedTuple):
+    """One operation in JAX and in PyTorch, on the same arrays, with what a forward pass amounts to."""
+
+    name: str
+    jax: Callable[..., jax.Array]
+    torch: Callable[..., Any]
+    arrays: Sequence[np.ndarray]
+    layouts: Sequence[tuple[int, ...]]  # PyTorch's order of each array's axes
+    flops: float | None  # None: counted in calls
+
+
+def operations(batch: int, shapes: Sequence[tuple[int, int]]) -> list[Operation]:
+    """The network's operations at `shapes` = (size, channels), and its attention at the smallest size."""
     import torch.nn.functional as F
 
     rng = np.random.default_rng(0)
-    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
-    cases = []
 
-    def add(
-        name: str, f: Any, g: Any, arrays: list[np.ndarray], layouts: list[Any], flops: float | None
-    ) -> None:
-        """Ours f against theirs g, of `arrays` turned to torch by `layouts`; `flops` of the forward pass."""
-        js = [jnp.asarray(a) for a in arrays]
-        ts = [
-            torch.tensor(a).permute(*layout).contiguous() for a, layout in zip(arrays, layouts, strict=True)
-        ]
-        forward = jax.jit(f)
-        limits: dict[str, Any] = {"rounds": rounds, "seconds": seconds}
-
-        def rate(times: float) -> dict[str, Any]:
-            return (
-                {"work": 1.0, "unit": "calls/s"}
-                if flops is None
-                else {"work": flops * times / 1e9, "unit": "GFLOP/s"}
-            )
-
-        def torch_forward() -> None:
-            with torch.no_grad():
-                g(*ts)
-
-        cases.append(
-            compare(
-                f"{name} forward",
-                lambda: jax.block_until_ready(forward(*js)),
-                torch_forward,
-                **rate(1),
-                **limits,
-            )
-        )
-        cotangent = jnp.ones(jax.eval_shape(f, *js).shape)
-        both = jax.jit(lambda *xs: (lambda y, pull: (y, pull(cotangent)))(*jax.vjp(f, *xs)))
-
-        def torch_both() -> None:
-            xs = [t.requires_grad_() for t in ts]
-            y = g(*xs)
-            torch.autograd.grad(y, xs, torch.ones_like(y))
-
-        # A product's gradient is a product for each of its two operands: twice the work of the product.
-        cases.append(
-            compare(
-                f"{name} with gradient",
-                lambda: jax.block_until_ready(both(*js)),
-                torch_both,
-                **rate(3),
-                **limits,
-            )
-        )
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
 
     image = (0, 3, 1, 2)
+    listed = []
     for size, channels in shapes:
         x = normal(batch, size, size, channels)
-        add(
-            f"conv 3x3 {channels} at {size}",
-            lambda x, k: conv2d(x, k, 1, ((1, 1), (1, 1))),
-            lambda x, k: F.conv2d(x, k, padding=1),
-            [x, normal(3, 3, channels, channels)],
-            [image, (3, 2, 0, 1)],
-            2.0 * 9 * x.size * channels,
-        )
-        add(
-            f"norm, swish {channels} at {size}",
-            lambda x, s, b: jax.nn.swish(group_norm(x, s, b, 16, 1e-6)),
-            lambda x, s, b: F.silu(F.group_norm(x, 16, s, b, 1e-6)),
-            [x, normal(channels), normal(channels)],
-            [image, (0,), (0,)],
-            None,
-        )
+        listed += [
+            Operation(
+                f"conv 3x3 {channels} at {size}",
+                lambda x, k: conv2d(x, k, 1, ((1, 1), (1, 1))),
+                lambda x, k: F.conv2d(x, k, padding=1),
+                [x, normal(3, 3, channels, channels)],
+                [image, (3, 2, 0, 1)],
+                2.0 * 9 * x.size * channels,
+            ),
+            Operation(
+                f"norm, swish {channels} at {size}",
+                lambda x, scale, bias: jax.nn.swish(group_norm(x, scale, bias, 16, 1e-6)),
+                lambda x, scale, bias: F.silu(F.group_norm(x, 16, scale, bias, 1e-6)),
+                [x, normal(channels), normal(channels)],
+                [image, (0,), (0,)],
+                None,
+            ),
+        ]
     size = min(size for size, _ in shapes)
-    add(
+    attention = Operation(
         f"attention 8 heads of 8 at {size}",
         scaled_dot_product_attention,
         lambda *qkv: F.scaled_dot_product_attention(*(x.reshape(batch, 8, size * size, 8) for x in qkv)),
@@ -303,28 +263,54 @@ def operation_cases(batch: int, shapes: Sequence[tuple[int, int]], rounds: int, 
         [(0, 1, 2)] * 3,
         4.0 * batch * 8 * size**4 * 8,
     )
-    return cases
+    return [*listed, attention]
+
+
+def operation_cases(op: Operation, rounds: int, seconds: float) -> list[Case]:
+    """One operation alone, forward and with its gradient, in float32."""
+    import torch
+
+    ours = [jnp.asarray(a) for a in op.arrays]
+    theirs = [
+        torch.tensor(a).permute(*layout).contiguous() for a, layout in zip(op.arrays, op.layouts, strict=True)
+    ]
+    cotangent = jnp.ones(jax.eval_shape(op.jax, *ours).shape)
+
+    @jax.jit
+    def both(*xs: jax.Array) -> Any:
+        y, pull = jax.vjp(op.jax, *xs)
+        return y, pull(cotangent)
+
+    forward = jax.jit(op.jax)
+
+    def torch_forward() -> None:
+        with torch.no_grad():
+            op.torch(*theirs)
+
+    def torch_both() -> None:
+        xs = [t.detach().requires_grad_() for t in theirs]
+        y = op.torch(*xs)
+        torch.autograd.grad(y, xs, torch.ones_like(y))
+
+    def case(what: str, mine: Callable[..., Any], peers: Callable[[], None], passes: int) -> Case:
+        unit, work = ("calls/s", 1.0) if op.flops is None else ("GFLOP/s", passes * op.flops / 1e9)
+        call = lambda: jax.block_until_ready(mine(*ours))
+        return compare(f"{op.name} {what}", call, peers, work=work, unit=unit, rounds=rounds, seconds=seconds)
+
+    # The gradient of a product is a product for each of its operands: with it, three times the work.
+    return [case("forward", forward, torch_forward, 1), case("with gradient", both, torch_both, 3)]
 
 
 def flops_per_image(setting: Setting) -> float:
     """Floating-point operations of a training step for one image.
 
-    From XLA's cost analysis of the program before it is compiled: afterwards, on a GPU, convolutions are calls
-    into cuDNN, which it counts as nothing. The network is the plain one without rematerialisation.
+    From XLA's cost analysis of the program before it is compiled: afterwards, on a GPU, convolutions are
+    calls into cuDNN, which it counts as nothing.
     """
-    model = UNet(
-        channels=setting.channels,
-        channel_multipliers=setting.multipliers,
-        attention_resolutions=setting.attention,
-        head_dim=setting.head_dim,
-        dropout=setting.dropout,
-        out_channels=setting.image_channels,
-        num_groups=setting.num_groups,
-    )
-    system = _system(model, setting)
+    system = _system(_unet(setting))
     batch = {"image": jax.ShapeDtypeStruct((setting.train_batch, *setting.shape), jnp.float32)}
     state = jax.eval_shape(system.init, jax.random.key(0), batch)
-    cost = jax.jit(system.step).lower(state, batch).cost_analysis()
+    cost: Any = jax.jit(system.step).lower(state, batch).cost_analysis()
     return cost["flops"] / setting.train_batch
 
 
@@ -344,8 +330,8 @@ def main() -> None:
         cases = network_cases(CPU, "cpu", False, (0.7, 1.0), rounds, seconds)
         if not args.quick:
             cases += network_cases(CPU, "cpu", True, (0.7, 1.0), rounds, seconds)
-        few = ((32, 32), (16, 64))
-        cases += operation_cases(CPU.train_batch, few, rounds, 4.0 if args.quick else 20.0)
+        for op in operations(CPU.train_batch, ((32, 32), (16, 64))):
+            cases += operation_cases(op, rounds, 4.0 if args.quick else 20.0)
     else:
         if not torch.cuda.is_available():
             print(
@@ -365,14 +351,27 @@ def main() -> None:
             shares = {side: gflops * trained[side] / (peak * 1e3) for side in ("ours", "peer")}
             notes["share of peak"] = {side: round(share, 4) for side, share in shares.items()}
             print(
-                f"training is {gflops:.2f} GFLOP an image: {shares['ours']:.1%} of the peak of {peak:g} TFLOP/s, "
-                f"the peer's {shares['peer']:.1%}"
+                f"training is {gflops:.2f} GFLOP an image; the peak of {kind} is {peak:g} TFLOP/s, of which"
             )
+            print(f"ours reaches {shares['ours']:.1%} and the peer {shares['peer']:.1%}")
     timing.report("ddpm", cases, ("torch", "diffusers"), args.record, notes)
 
 
-def _system(model: UNet, setting: Setting) -> Any:
-    def apply(params: Any, x: jax.Array, t: jax.Array, label: Any, key: jax.Array) -> jax.Array:
+def _unet(setting: Setting) -> UNet:
+    return UNet(
+        channels=setting.channels,
+        channel_multipliers=setting.multipliers,
+        attention_resolutions=setting.attention,
+        head_dim=setting.head_dim,
+        dropout=setting.dropout,
+        out_channels=setting.image_channels,
+        num_groups=setting.num_groups,
+        dtype=jnp.bfloat16 if setting.bfloat16 else jnp.float32,
+    )
+
+
+def _system(model: UNet) -> System:
+    def apply(params: Any, x: jax.Array, t: jax.Array, label: Any, key: Any) -> Any:
         return model.apply({"params": params}, x, t, label, train=True, rngs={"dropout": key})
 
     def init(key: jax.Array, batch: Any) -> tuple[Any, Any]:

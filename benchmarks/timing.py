@@ -1,12 +1,12 @@
 """The harness of all benchmarks: ours and a peer in turn, on the same work, in the same process.
 
 A benchmark is `python -m benchmarks.<name> [--quick] [--record]`. It prints a table and, as the last line of
-stdout, one JSON object `{case: {"ours", "peer", "ratio", "unit", "goal"}}`. Figures are rates, so that more is
-better, and a ratio above 1 means that ours is the faster.
+stdout, one JSON object `{case: {"ours", "peer", "ratio", "unit", "goal"}}`. Figures are rates, so that more
+is better, and a ratio above 1 means that ours is the faster.
 
-What else runs on the machine does not hit both sides alike (a peer with spinning threads can lose ten times more
-than ours), so each round notes how many cores other processes used, and the rounds in which that was little are
-the ones that count, where there are enough of them.
+What else runs on the machine does not hit both sides alike (PyTorch's threads wait for one another by
+spinning and were seen to lose ten times more than ours), so each round notes how many cores other processes
+used, and the rounds in which that was little are the ones that count, where there are enough of them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Round(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What was measured. `work` is what one call does, counted in `unit` times seconds (images for images/s)."""
+    """What was measured. `work` is what one call does, in `unit` times seconds (images for images/s)."""
 
     name: str
     work: float
@@ -61,7 +61,7 @@ class Case:
         return statistics.median(r.others for r in self.counted)
 
     def summary(self) -> dict[str, Any]:
-        """Rates by the median time; the ratio is the median of the rounds' own ratios, which cancels drift."""
+        """Rates by the median time; the ratio is the median of the rounds' ratios, which cancels drift."""
         return {
             "ours": _round(self.work / statistics.median(r.ours for r in self.counted)),
             "peer": _round(self.work / statistics.median(r.peer for r in self.counted)),
@@ -84,8 +84,9 @@ def compare(
 ) -> Case:
     """Time `ours` and `peer` in turn; each does `work` and returns when it is done (blocks on its results).
 
-    Stops after `rounds` undisturbed rounds or when `seconds` are over, but never before `ENOUGH` rounds. Which
-    side goes first changes every round. The first call of each, which compiles, and one more do not count.
+    Stops after `rounds` undisturbed rounds or when `seconds` are over, but never before `ENOUGH` rounds.
+    Which side goes first changes every round. The first call of each, which compiles, and one more do not
+    count.
     """
     first_ours, first_peer = _seconds(ours), _seconds(peer)
     ours(), peer()
@@ -115,18 +116,16 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def table(cases: Sequence[Case]) -> str:
     """The cases as lines of text."""
-    lines = [
-        f"{'case':34s} {'ours':>10s} {'peer':>10s} {'ratio':>7s} {'goal':>6s}  unit        first call, rounds"
-    ]
+    figures = f"{'ours':>10s} {'peer':>10s} {'ratio':>7s} {'goal':>6s}  unit      "
+    lines = [f"{'case':38s} {figures}  first call, rounds that count"]
     for case in cases:
         s = case.summary()
         goal = "" if s["goal"] is None else f"{s['goal']:g}"
-        quiet = sum(r.others < QUIET for r in case.rounds)
-        lines.append(
-            f"{case.name:34s} {s['ours']:10.4g} {s['peer']:10.4g} {s['ratio']:7.2f} {goal:>6s}  {s['unit']:10s}  "
-            f"{case.first_ours:.1f} s against {case.first_peer:.1f} s, {len(case.counted)} of {len(case.rounds)}"
-            + ("" if quiet >= ENOUGH else f", DISTURBED: others used {case.others:.1f} cores")
-        )
+        figures = f"{s['ours']:10.4g} {s['peer']:10.4g} {s['ratio']:7.2f} {goal:>6s}  {s['unit']:10s}"
+        first = f"{case.first_ours:.1f} s against {case.first_peer:.1f} s"
+        disturbed = f", DISTURBED: others used {case.others:.1f} cores" if case.others >= QUIET else ""
+        counts = f"{len(case.counted)} of {len(case.rounds)}{disturbed}"
+        lines.append(f"{case.name:38s} {figures}  {first}, {counts}")
     return "\n".join(lines)
 
 
@@ -184,10 +183,8 @@ def require(*modules: str) -> None:
         try:
             __import__(module)
         except ImportError:
-            print(
-                f'This benchmark compares with {module}, which is not installed: pip install "jaxgen[bench]".',
-                file=sys.stderr,
-            )
+            message = f'this benchmark compares with {module}, which is missing: pip install "jaxgen[bench]".'
+            print(message, file=sys.stderr)
             raise SystemExit(2) from None
 
 

@@ -9,7 +9,9 @@ use the averaged (EMA) weights. `PRESETS` says what each preset needs and reache
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +19,15 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments import common
-from experiments.common import Preset
+from experiments import classifier, common
+from experiments.common import Preset, checks
 from experiments.common.judging import ImageJudge, classifier_need, sample_images
 from jaxgen import data, pictures, processes, systems
 from jaxgen.models.unet import UNet
 from jaxgen.objectives import ddpm as objective
 from jaxgen.samplers.chain import run_chain, run_chain_with_history, sample_in_batches
 from jaxgen.samplers.ddim import ddim_chain
-from jaxgen.samplers.ddpm import ancestral_chain
+from jaxgen.samplers.ddpm import Predict, ancestral_chain
 from jaxgen.samplers.guidance import classifier_free_guidance
 from jaxgen.types import Array, Batch, Chain, Experiment, Key, PyTree, Score, Scores, TrainState, UserError
 
@@ -40,6 +42,7 @@ _MNIST = {
     "train.num_steps": 4000,
     "train.validate_every": 1000,
     "train.checkpoint_every": 250,
+    "sampling.num_steps": 100,
     "evaluation.num_samples": 1000,
     "evaluation.num_likelihood": 128,
     "evaluation.batch_size": 64,
@@ -98,7 +101,7 @@ PRESETS = {
             "evaluation.classifier": "smoke",
         },
     ),
-    "digits": Preset("2 CPU cores", 4, "0.9 recognised, Fréchet ratio below 3", {}),
+    "digits": Preset("2 CPU cores", 4, "0.94 recognised (held-out images: 0.98), Fréchet ratio 1.2", {}),
     "mnist": Preset(
         "2 CPU cores",
         60,
@@ -144,7 +147,7 @@ FIELD_CHECKS = {
     "sampling.method": ("ddim", {}),
     "sampling.eta": (0.5, {"sampling.method": "ddim"}),
     "sampling.spacing": ("trailing", {}),
-    "sampling.guidance": (3.0, {"diffusion.conditional": True}),
+    "sampling.guidance": (3.0, {"diffusion.conditional": True, "diffusion.label_dropout": 0.1}),
     "evaluation.classifier": ("digits", {}),
     "evaluation.classifier_workdir": ("runs/classifier", {}),
 }
@@ -154,9 +157,9 @@ _BITS_PER_DIM = {"cifar10": (3.75, "Ho et al. 2020, table 1, L_simple")}
 
 def get_config(preset: str) -> ConfigDict:
     """The config of a preset; the base values are those of `digits`."""
-    config = common.base_config(num_steps=2000)
-    config.data.batch_size = 64
-    config.optim.learning_rate = 1e-3
+    config = common.base_config(num_steps=3000)
+    config.data.batch_size = 32
+    config.optim.learning_rate = 2e-3
     config.optim.warmup_steps = 100
     config.optim.schedule = "cosine"
     config.optim.ema_decay = 0.999
@@ -193,7 +196,7 @@ def get_config(preset: str) -> ConfigDict:
     config.sampling = ConfigDict(
         {
             "method": "ancestral",  # ancestral, ddim
-            "num_steps": 100,
+            "num_steps": 50,
             "eta": 0.0,  # ddim: 0 deterministic, 1 as noisy as ancestral
             "spacing": "even",  # even, leading, trailing, quadratic
             "clip": True,
@@ -213,30 +216,53 @@ def get_config(preset: str) -> ConfigDict:
     return common.with_settings(config, PRESETS[preset].settings)
 
 
+def check(config: ConfigDict) -> None:
+    """UserError where a value makes no sense."""
+    checks.check_base(config)
+    checks.check_unet(config)
+    checks.at_least(config, 1, "diffusion.num_steps", "sampling.num")
+    checks.one_of(config, ("linear", "cosine"), "diffusion.schedule")
+    checks.one_of(config, get_args(processes.Prediction), "diffusion.prediction")
+    checks.one_of(config, get_args(objective.Loss), "diffusion.loss")
+    checks.one_of(config, get_args(processes.Variance), "diffusion.variance")
+    checks.in_range(config, 0, 1, "diffusion.label_dropout", "sampling.eta", closed=True)
+    checks.at_least(config, 0, "diffusion.cosine_offset", "sampling.guidance")
+    diffusion, sampling = config.diffusion, config.sampling
+    if not 0 < diffusion.beta_start <= diffusion.beta_end < 1:
+        raise UserError(
+            "0 < diffusion.beta_start <= diffusion.beta_end < 1 must hold, but they are "
+            f"{diffusion.beta_start} and {diffusion.beta_end}."
+        )
+    if diffusion.label_dropout and not diffusion.conditional:
+        raise UserError("diffusion.label_dropout needs diffusion.conditional: leave it at 0.")
+    if sampling.guidance != 1.0 and not diffusion.label_dropout:
+        raise UserError(
+            "sampling.guidance needs a model trained with diffusion.conditional and diffusion.label_dropout: "
+            "leave it at 1."
+        )
+    checks.one_of(config, ("ancestral", "ddim"), "sampling.method")
+    checks.one_of(config, get_args(processes.Spacing), "sampling.spacing")
+    checks.in_range(config, 1, diffusion.num_steps, "sampling.num_steps", closed=True)
+    try:
+        processes.spaced_timesteps(diffusion.num_steps, sampling.num_steps, sampling.spacing)
+    except UserError as error:
+        raise UserError(f"sampling.num_steps and sampling.spacing do not fit: {error}") from error
+    checks.at_least(config, 1, "evaluation.num_likelihood", "evaluation.batch_size")
+    checks.at_least(config, 2, "evaluation.num_samples")  # a covariance needs two
+    checks.one_of(config, ("", *classifier.PRESETS), "evaluation.classifier")
+
+
 def make_schedule(config: ConfigDict) -> processes.DiffusionSchedule:
     """The forward process that config.diffusion describes."""
     if config.schedule == "linear":
         return processes.linear_schedule(config.num_steps, config.beta_start, config.beta_end)
-    if config.schedule == "cosine":
-        return processes.cosine_schedule(config.num_steps, config.cosine_offset)
-    raise UserError(f"diffusion.schedule is {config.schedule!r}; choose linear or cosine.")
+    return processes.cosine_schedule(config.num_steps, config.cosine_offset)
 
 
 def make_chain(
-    config: ConfigDict, predict: objective.Apply, schedule: processes.DiffusionSchedule, diffusion: ConfigDict
+    config: ConfigDict, predict: Predict, schedule: processes.DiffusionSchedule, diffusion: ConfigDict
 ) -> Chain:
     """The sampling chain that config.sampling describes."""
-    if config.method == "ancestral":
-        respaced = processes.respace(schedule, config.num_steps, config.spacing)
-        if config.num_steps == schedule.num_steps:
-            respaced = schedule
-        return ancestral_chain(
-            predict,
-            respaced,
-            prediction=diffusion.prediction,
-            variance=diffusion.variance,
-            clip=config.clip,
-        )
     if config.method == "ddim":
         return ddim_chain(
             predict,
@@ -247,14 +273,20 @@ def make_chain(
             clip=config.clip,
             spacing=config.spacing,
         )
-    raise UserError(f"sampling.method is {config.method!r}; choose ancestral or ddim.")
+    respaced = processes.respace(schedule, config.num_steps, config.spacing)
+    if config.num_steps == schedule.num_steps:
+        respaced = schedule
+    return ancestral_chain(
+        predict, respaced, prediction=diffusion.prediction, variance=diffusion.variance, clip=config.clip
+    )
 
 
 def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     """Binds network, loss, data, sampler and metrics."""
-    train = data.load_source(config.data.source, "train")
-    test = data.load_source(config.data.source, "test")
+    check(config)
+    train, test = common.load_images(config.data.source)
     shape = train.fields["image"].shape[1:]
+    checks.check_unet_fits(config.model, shape)
     schedule = make_schedule(config.diffusion)
     num_classes = train.num_classes if config.diffusion.conditional else None
     if config.diffusion.conditional and num_classes is None:
@@ -270,7 +302,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         out_channels=shape[-1],
         num_classes=num_classes,
         remat=config.model.remat,
-        dtype=common.dtype_of(config.model.dtype),
+        dtype=common.DTYPES[config.model.dtype],
     )
 
     def init(key: Key, batch: Batch) -> tuple[PyTree, PyTree]:
@@ -281,9 +313,9 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
 
     def apply(params: PyTree, x: Array, t: Array, label: Array | None, key: Key | None) -> Array:
         rngs = None if key is None else {"dropout": key}
-        return model.apply({"params": params}, x, t, label, train=key is not None, rngs=rngs)
+        return cast(Array, model.apply({"params": params}, x, t, label, train=key is not None, rngs=rngs))
 
-    kinds = {"prediction": config.diffusion.prediction, "variance": config.diffusion.variance}
+    kinds: dict[str, Any] = {"prediction": config.diffusion.prediction, "variance": config.diffusion.variance}
     loss = objective.make_loss(
         apply,
         schedule,
@@ -302,13 +334,14 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         accumulate=config.optim.accumulate,
     )
 
+    stream = common.training_stream(config.data, train, seed=config.seed, mesh=mesh)
+    checks.check_best_metric(config.train.best_metric, loss, system, stream(0))
+
     # ---- sampling: sample number i is of class i mod num_classes where the model is conditional
 
     def chain_for(params: PyTree, indices: Array) -> Chain:
         predict = lambda x, t, label: apply(params, x, t, label, None)
         if num_classes is None:
-            if config.sampling.guidance != 1.0:
-                raise UserError("sampling.guidance needs diffusion.conditional; leave it at 1.0.")
             bound = lambda x, t: predict(x, t, None)
         else:
             bound = classifier_free_guidance(
@@ -346,7 +379,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
 
     # ---- evaluation
 
-    held_out = {"source": test, "mesh": mesh, "batch_size": config.evaluation.batch_size}
+    held_out: dict[str, Any] = {"source": test, "mesh": mesh, "batch_size": config.evaluation.batch_size}
     validation = common.make_evaluation(
         lambda params, batch, key: loss(params, {}, batch, key)[1][0],
         limit=config.evaluation.num_likelihood,
@@ -364,6 +397,15 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     )
     needs = {}
     if config.evaluation.classifier:
+        if train.num_classes is None:
+            raise UserError(
+                f"evaluation.classifier needs labels, and {train.name} has none: set it to '' to go without."
+            )
+        if min(len(train), len(test)) < 2:
+            raise UserError(
+                f"evaluation.classifier needs at least 2 images to train and 2 to test on, and {train.name} "
+                f"has {len(train)} and {len(test)}."
+            )
         needs["classifier"] = classifier_need(
             config.evaluation.classifier,
             workdir=config.evaluation.classifier_workdir,
@@ -371,47 +413,41 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
             mesh=mesh,
         )
 
-    def evaluate(state: TrainState, needed: dict[str, TrainState]) -> Scores:
-        params = state.sampling_params
-        num_likelihood = min(config.evaluation.num_likelihood, len(test))
+    def bound_scores(params: PyTree) -> Scores:
+        """The variational bound on held-out images, and the terms it is the sum of."""
+        num = min(config.evaluation.num_likelihood, len(test))
         reference, source = _BITS_PER_DIM.get(config.data.source, (None, ""))
-        terms = bound(params)
-        scores = {
-            name: Score(float(terms[name].value), "bits/dim", num_likelihood, False)
-            for name in ("prior_bits_per_dim", "rate_bits_per_dim", "distortion_bits_per_dim")
+        values = {name: mean.value for name, mean in bound(params).items() if name != "terms"}
+        total = "bits/dim, upper bound" + (" given the class" if num_classes else "")
+        return {
+            "bits_per_dim": Score(float(values["bits_per_dim"]), total, num, False, reference, source),
+            **{
+                name: Score(float(values[name]), "bits/dim", num, False)
+                for name in ("prior_bits_per_dim", "rate_bits_per_dim", "distortion_bits_per_dim")
+            },
         }
-        scores["bits_per_dim"] = Score(
-            float(terms["bits_per_dim"].value),
-            "bits/dim, upper bound" + (" given the class" if num_classes else ""),
-            num_likelihood,
-            False,
-            reference,
-            source,
-        )
-        if "classifier" in needed:
-            num = config.evaluation.num_samples
-            with tqdm(total=num, desc="sampling", unit="image", leave=False) as bar:
-                samples = sample_in_batches(
-                    sample_images(sample, params, mesh, seed=config.seed + 1),
-                    num,
-                    min(num, config.evaluation.batch_size),
-                    progress=lambda done, _: bar.update(done - bar.n),
-                )
-            judge = ImageJudge(
-                needed["classifier"],
-                config.evaluation.classifier,
-                train,
-                test,
-                mesh,
-                batch_size=config.evaluation.batch_size,
+
+    def sample_scores(params: PyTree, classifier: TrainState) -> Scores:
+        num, batch_size = config.evaluation.num_samples, config.evaluation.batch_size
+        with tqdm(total=num, desc="sampling", unit="image", leave=False) as bar:
+            samples = sample_in_batches(
+                sample_images(sample, params, mesh, seed=config.seed + 1),
+                num,
+                batch_size,
+                progress=lambda done, _: bar.update(done - bar.n),
             )
-            scores.update(judge.scores(samples))
-        return scores
+        preset = config.evaluation.classifier
+        return ImageJudge(classifier, preset, train, test, mesh, batch_size=batch_size).scores(samples)
+
+    def evaluate(state: TrainState, needed: Mapping[str, TrainState]) -> Scores:
+        params = state.sampling_params
+        judged = sample_scores(params, needed["classifier"]) if "classifier" in needed else {}
+        return {**judged, **bound_scores(params)}
 
     return Experiment(
         system=system,
         loop=common.loop_settings(config.train),
-        train_batch=common.training_stream(config.data, train, seed=config.seed, mesh=mesh),
+        train_batch=stream,
         validate=lambda state: validation(state.sampling_params),
         evaluate=evaluate,
         write_samples=write_samples,

@@ -156,7 +156,7 @@ class Checkpoints:
                 ),
                 metrics=values if self._best_metric in values else None,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter is TensorStore's, and may be of the save before
             raise _disk_error(self.directory, error) from error
 
     def wait(self) -> None:
@@ -252,7 +252,8 @@ class Checkpoints:
 
 def _disk_error(directory: Path, error: Exception) -> UserError:
     free = shutil.disk_usage(directory).free if os.path.isdir(directory) else 0
+    reason = "no space left on the device" if "No space left" in str(error) else error
     return UserError(
-        f"Saving a checkpoint in {directory} failed ({error}); {free / 2**20:.0f} MiB are free there: "
+        f"Saving a checkpoint in {directory} failed ({reason}); {free / 2**20:.0f} MiB are free there: "
         "make room and run the same command again, it goes on from the last complete checkpoint."
     )

@@ -6,16 +6,47 @@ import difflib
 import importlib.util
 import math
 import sys
+import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from jaxgen.recorded import flatten
+from jaxgen.recorded import flatten, table
 from jaxgen.types import UserError
+
+# ---- what is said of a mistake
+
+
+def complain(error: Exception) -> None:
+    """Says what is wrong on stderr, on one line."""
+    print(f"jaxgen: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def unknown(what: str, name: str, choices: Sequence[str]) -> UserError:
+    """The error for a `name` that is none of `choices`; `what` says what is being named."""
+    return UserError(f"unknown {what} {name!r}: {advice(name, choices)}")
+
+
+def advice(name: str, choices: Sequence[str]) -> str:
+    """'did you mean X?', or the choices where none is near."""
+    near = difflib.get_close_matches(name, choices, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(choices)}"
+
+
+class Choice(flags.EnumParser):
+    """A flag with a few possible values, which suggests the nearest one."""
+
+    def parse(self, argument: str) -> str:
+        if argument not in self.enum_values:
+            raise ValueError(advice(argument, self.enum_values))
+        return argument
+
+
+# ---- experiments
 
 
 class ExperimentModule(NamedTuple):
@@ -26,24 +57,16 @@ class ExperimentModule(NamedTuple):
     module: types.ModuleType
 
 
-def fail(error: Exception) -> NoReturn:
-    """Says the one sentence on stderr and ends with status 2."""
-    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
-    print(f"jaxgen: {text}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def did_you_mean(word: str, choices: Sequence[str]) -> str:
-    """' Did you mean X?', or the choices where nothing is near."""
-    near = difflib.get_close_matches(word, choices, n=1)
-    return f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(sorted(choices))}."
-
-
 def experiments_folder() -> Path:
     """The folder of the experiments that come with jaxgen."""
     import experiments
 
     return Path(next(iter(experiments.__path__)))
+
+
+def experiment_names() -> list[str]:
+    """The names of the experiments that come with jaxgen: the files of their folder."""
+    return sorted(path.stem for path in experiments_folder().glob("*.py") if path.stem != "__init__")
 
 
 def load_experiment(file: str) -> ExperimentModule:
@@ -52,120 +75,49 @@ def load_experiment(file: str) -> ExperimentModule:
     if not path.exists() and not path.is_absolute():
         path = experiments_folder().parent / file
     if not path.is_file():
-        known = [f"experiments/{name}.py" for name in experiment_names()]
-        raise UserError(f"There is no experiment file {file!r}.{did_you_mean(file, known)}")
-    # The module is imported under its package name where it has one, so that experiments that use one
-    # another share their modules.
-    if path.resolve().parent == experiments_folder().resolve():
-        module = importlib.import_module(f"experiments.{path.stem}")
-    else:
-        spec = importlib.util.spec_from_file_location(f"jaxgen_user_experiment_{path.stem}", path)
-        if spec is None or spec.loader is None:
-            raise UserError(f"{file} is not a Python file.")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their module up by name
-        try:
-            spec.loader.exec_module(module)
-        except SyntaxError as error:
-            raise UserError(f"{file} is not valid Python: {error}.") from error
+        raise unknown("experiment file", file, [f"experiments/{name}.py" for name in experiment_names()])
+    try:
+        module = _import(path)
+    except Exception as error:  # whatever the file's code raises
+        where = next((f", line {f.lineno}" for f in _frames(error) if Path(f.filename).samefile(path)), "")
+        raise UserError(f"{file} cannot be loaded: {type(error).__name__}: {error}{where}.") from error
     for needed in ("PRESETS", "get_config", "build"):
         if not hasattr(module, needed):
             raise UserError(f"{file} is not an experiment: it defines no {needed}.")
     return ExperimentModule(path.stem, path, module)
 
 
+def _import(path: Path) -> types.ModuleType:
+    # The module is imported under its package name where it has one, so that experiments that use one
+    # another share their modules.
+    if path.resolve().parent == experiments_folder().resolve():
+        return importlib.import_module(f"experiments.{path.stem}")
+    spec = importlib.util.spec_from_file_location(f"jaxgen_user_experiment_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError("it is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    return module
+
+
+def _frames(error: Exception) -> Iterable[traceback.FrameSummary]:
+    """Where the error came from, innermost first, that can be found on disk."""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    return (frame for frame in frames if Path(frame.filename).exists())
+
+
 def preset_config(experiment: ExperimentModule, preset: str) -> ConfigDict:
     """The config of a preset; UserError with a suggestion where there is none of that name."""
-    presets = experiment.module.PRESETS
-    if preset not in presets:
+    presets = list(experiment.module.PRESETS)
+    if not preset:
         raise UserError(
-            f"{experiment.name} has no preset {preset!r}.{did_you_mean(preset, list(presets))}"
-            if preset
-            else f"Say which preset of {experiment.name}: --config={experiment.file}:PRESET, "
+            f"Say which preset of {experiment.name}: --config={experiment.file}:PRESET, "
             f"one of {', '.join(presets)}."
         )
+    if preset not in presets:
+        raise unknown(f"preset of {experiment.name}", preset, presets)
     return experiment.module.get_config(preset)
-
-
-def split_config_argument(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Takes --config=FILE:PRESET (or --config FILE:PRESET) out of the arguments."""
-    found, rest, position = None, [], 0
-    while position < len(argv):
-        argument = argv[position]
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            if not equals:
-                position += 1
-                if position == len(argv):
-                    raise UserError("Missing value for --config: write --config=experiments/NAME.py:PRESET.")
-                value = argv[position]
-            found = value
-        else:
-            rest.append(argument)
-        position += 1
-    return found, rest
-
-
-def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> tuple[str | None, ConfigDict | None]:
-    """Parses the whole command line into `flag_values`; returns (FILE:PRESET, its config with the overrides).
-
-    Every mistake raises UserError.
-    """
-    source, rest = split_config_argument(argv)
-    config = None
-    try:
-        if source is not None:
-            file, _, preset = source.partition(":")
-            default = preset_config(load_experiment(file), preset)
-            config = default.copy_and_resolve_references()
-            config_flags.DEFINE_config_dict("config", config, flag_values=flag_values, sys_argv=list(rest))
-        elif any(argument.lstrip("-").startswith(("config.", "noconfig.")) for argument in rest):
-            raise UserError("Overrides such as --config.x=y need --config=experiments/NAME.py:PRESET.")
-        positional = flag_values(list(rest))
-    except (flags.Error, config_flags.FlagOrderError) as error:
-        raise UserError(_with_suggestion(str(error), flag_values)) from error
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"The config has no field {error.args[0] if error.args else error}") from error
-    if positional[1:]:
-        raise UserError(f"Unexpected argument {positional[1]!r}: flags are written --name=value.")
-    if config is not None:
-        check_same_fields(default, config)
-    return source, config
-
-
-def _with_suggestion(text: str, flag_values: flags.FlagValues) -> str:
-    unknown = text.removeprefix("Unknown command line flag ").strip("'") if "Unknown" in text else ""
-    if not unknown:
-        return text
-    names = [name for name, flag in flag_values.flags_by_module_dict().items() for name in ()] or list(
-        flag_values
-    )
-    near = difflib.get_close_matches(unknown.removeprefix("no"), names, n=1)
-    return f"Unknown flag --{unknown}." + (f" Did you mean --{near[0]}?" if near else " See --help.")
-
-
-def check_same_fields(default: ConfigDict, config: ConfigDict) -> None:
-    """UserError where an override replaced a group, changed a type within a tuple, or is not a number."""
-    expected, found = flatten(default), flatten(config)
-    for name in [*found, *expected]:
-        if name not in found or name not in expected:
-            raise UserError(f"config.{name} cannot be added or removed: override the fields of its group.")
-        value = found[name]
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"config.{name} must be a finite number, not {value}.")
-        if isinstance(value, tuple) and expected[name]:
-            wanted = type(expected[name][0])
-            for item in value:
-                if not isinstance(item, (int, float) if wanted is float else wanted):
-                    raise UserError(
-                        f"config.{name} takes values of type {wanted.__name__}, such as "
-                        f"{','.join(map(str, expected[name]))}; {item!r} is not one."
-                    )
-
-
-def experiment_names() -> list[str]:
-    """The names of the experiments that come with jaxgen: the files of their folder."""
-    return sorted(path.stem for path in experiments_folder().glob("*.py") if path.stem != "__init__")
 
 
 def list_experiments() -> str:
@@ -177,8 +129,121 @@ def list_experiments() -> str:
             rows.append(
                 (f"experiments/{name}.py:{preset}", about.hardware, f"{about.minutes:g}", about.expected)
             )
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
-        for row in rows
-    )
+    return table(rows)
+
+
+# ---- the command line
+
+
+def parse(argv: Sequence[str], flag_values: flags.FlagValues) -> tuple[str | None, ConfigDict | None]:
+    """Parses the whole command line into `flag_values`; returns (FILE:PRESET, its config with the overrides).
+
+    Overrides are written --config.GROUP.FIELD=VALUE, before or after --config=FILE:PRESET; where one is
+    given twice the last counts. Every mistake raises UserError.
+    """
+    source, overrides, rest = _split(argv)
+    try:
+        positional = flag_values(rest)
+    except flags.UnrecognizedFlagError as error:
+        names = [f"--{name}" for name in ("config", *flag_values)]
+        raise unknown("flag", f"--{error.flagname}", names) from error
+    except (flags.Error, UnicodeDecodeError) as error:  # the latter from a --flagfile that is no text
+        raise UserError(str(error)) from error
+    if positional[1:]:
+        raise UserError(f"Unexpected argument {positional[1]!r}: flags are written --name=value.")
+    if source is None:
+        if overrides:
+            raise UserError(f"{overrides[0]} needs --config=experiments/NAME.py:PRESET beside it.")
+        return None, None
+    file, _, preset = source.partition(":")
+    config = preset_config(load_experiment(file), preset)
+    fields = flatten(config.to_dict())
+    changes = dict(_override(argument, fields) for argument in overrides)
+    config.update_from_flattened_dict(changes)
+    return source, config
+
+
+def _split(argv: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
+    """The value of --config=VALUE or --config VALUE, the overrides --config.x…, and all other arguments."""
+    source, overrides, rest = None, [], list(argv[:1])
+    arguments = iter(argv[1:])
+    for argument in arguments:
+        if argument == "--":  # what follows are no flags
+            rest += [argument, *arguments]
+            break
+        name, equals, value = argument.partition("=")
+        name = name.lstrip("-") if argument.startswith("-") else ""
+        if name == "config":
+            source = value if equals else next(arguments, None)
+            if source is None:
+                raise UserError("--config needs a value: write --config=experiments/NAME.py:PRESET.")
+        elif name.startswith(("config.", "noconfig.")):
+            overrides.append(argument)
+        else:
+            rest.append(argument)
+    return source, overrides, rest
+
+
+def _override(argument: str, fields: dict[str, Any]) -> tuple[str, Any]:
+    """--config.model.channels=64 -> ("model.channels", 64), of the type that the field has in `fields`."""
+    name, equals, text = argument.lstrip("-").partition("=")
+    negated, name = name.startswith("noconfig."), name.partition(".")[2]
+    if name not in fields:
+        raise _unknown_field(name, fields)
+    if isinstance(fields[name], bool) and not equals:
+        return name, not negated
+    if negated or not equals:
+        raise UserError(f"config.{name} needs a value: write --config.{name}={_as_text(fields[name])}.")
+    return name, parse_value(name, text, fields[name])
+
+
+def _unknown_field(name: str, fields: Iterable[str]) -> UserError:
+    inside = [field for field in fields if field.startswith(f"{name}.")]
+    if inside:
+        return UserError(f"config.{name} is a group of fields: override one of {', '.join(inside)}.")
+    group, _, last = name.rpartition(".")
+    beside = {field.rpartition(".")[2]: field for field in fields if field.rpartition(".")[0] == group}
+    near = [beside[match] for match in difflib.get_close_matches(last, beside, n=1)]
+    # Whole names look alike for their groups, so elsewhere more is asked of a match.
+    near = near or difflib.get_close_matches(name, fields, n=1, cutoff=0.75)
+    if near:
+        return UserError(f"unknown config field {name!r}: did you mean {near[0]!r}?")
+    groups = sorted({f"{field.partition('.')[0]}.…" for field in fields if "." in field})
+    choices = beside.values() if group and beside else groups
+    return UserError(f"unknown config field {name!r}: choose one of {', '.join(choices)}")
+
+
+def parse_value(name: str, text: str, preset: Any) -> Any:
+    """What `text` stands for, as a value of the same type as `preset`, the field's value in the preset.
+
+    A tuple is written 1,2,3 or (1,2,3); all its values have one type.
+    """
+    if isinstance(preset, tuple):
+        items = text.strip().removeprefix("(").removesuffix(")").split(",")
+        items = items if items[-1].strip() else items[:-1]  # the comma of (1,), or nothing at all
+        example = preset[0] if preset else 0  # so far every tuple is of whole numbers
+        return tuple(parse_value(name, item, example) for item in items)
+    if isinstance(preset, bool):
+        if text.lower() in ("true", "1"):
+            return True
+        if text.lower() in ("false", "0"):
+            return False
+        raise UserError(f"config.{name} must be true or false, not {text!r}.")
+    if isinstance(preset, int):
+        try:
+            return int(text)
+        except ValueError:
+            raise UserError(f"config.{name} must be a whole number, not {text!r}.") from None
+    if isinstance(preset, float):
+        try:
+            value = float(text)
+        except ValueError:
+            raise UserError(f"config.{name} must be a number, not {text!r}.") from None
+        if not math.isfinite(value):
+            raise UserError(f"config.{name} must be a finite number, not {text!r}.")
+        return value
+    return text
+
+
+def _as_text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

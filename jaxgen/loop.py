@@ -17,7 +17,7 @@ import numpy as np
 from jaxgen import data, sharding
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.record import Recorder
-from jaxgen.types import Batch, Experiment, LoopSettings, Metrics, System, TrainState, UserError
+from jaxgen.types import Batch, Experiment, LoopSettings, Metrics, PyTree, System, TrainState, UserError
 
 
 class Interrupted(Exception):
@@ -114,7 +114,7 @@ def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainStat
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes)
 
 
-def _abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> Batch:
+def _abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> PyTree:
     """The global batch's shapes, from this process's rows of it."""
     rows = experiment.train_batch(0)
     processes = jax.process_count()
@@ -127,7 +127,7 @@ def _abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> Batch:
 def initial_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
     """The state before the first update; a model whose start depends on data sees the first batch."""
     batch = sharding.place(mesh, experiment.train_batch(0))
-    # It runs once, so on CPU, where XLA's optimiser takes three quarters of its compilation, that is left out.
+    # It runs once: on CPU, where XLA's optimiser takes three quarters of its compilation, that is left out.
     fast_compile = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     init = jax.jit(
         experiment.system.init, out_shardings=sharding.replicated(mesh), compiler_options=fast_compile

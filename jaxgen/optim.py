@@ -59,7 +59,7 @@ def make_schedule(
             decay = jnp.sqrt(warmup_steps / jnp.maximum(done + 1, warmup_steps))
         elif name == "step":
             drops = sum((done >= at).astype(jnp.float32) for at in decay_steps)
-            decay = decay_rate**drops
+            decay = jnp.power(decay_rate, drops)
         else:
             decay = decay_rate**progress
         warmup = jnp.minimum(1.0, (done + 1) / warmup_steps) if warmup_steps else 1.0

@@ -6,88 +6,136 @@
   python -m jaxgen.run --config=... --workdir=... --mode=evaluate|sample|report|compare
 
 Mode train (the default) goes on from the newest checkpoint of the workdir if there is one, trains,
-evaluates, samples and writes the report.
+evaluates, samples and writes the report. A mistake of the user ends with one sentence and status 2.
 """
 
 from __future__ import annotations
 
-import errno
+import functools
+import logging
 import os
+import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags, logging
+import absl.logging
+import jax
+from absl import flags
 from ml_collections import ConfigDict
 
-from jaxgen import cli
+from jaxgen import cli, session
 from jaxgen.types import UserError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The folder that this run writes to.")
-_MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "evaluate", "sample", "report", "compare"], "What to do with the run."
-)
-_LIST = flags.DEFINE_bool("list", False, "List every experiment and preset, and stop.")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where original data files lie; the default is the environment's JAXGEN_DATA_DIR."
-)
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", None, "Mode sample: how many.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Mode sample: the seed of the samples.", lower_bound=0)
-_CHECKPOINT = flags.DEFINE_enum(
-    "checkpoint", "newest", ["newest", "best"], "Modes evaluate and sample: which checkpoint."
-)
-_RECORD = flags.DEFINE_bool("record", False, "Mode report: write the run to experiments/results/ too.")
-_TAG = flags.DEFINE_string("tag", "", "Modes report --record and compare: suffix of the recorded run's name.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of a cluster.")
-_PROFILE = flags.DEFINE_bool("profile", False, "Mode train: write a profiler trace to WORKDIR/profile.")
-
-_DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+MODES = ("train", "evaluate", "sample", "report", "compare")
 
 
-def run(source: str | None, config: ConfigDict | None) -> None:
+def define_flags() -> flags.FlagValues:
+    """The flags, not yet parsed."""
+    values = flags.FlagValues()
+    text, yes_no, whole = (
+        functools.partial(define, flag_values=values)
+        for define in (flags.DEFINE_string, flags.DEFINE_bool, flags.DEFINE_integer)
+    )
+
+    def choice(name: str, default: str, choices: Sequence[str], about: str) -> None:
+        parser = cli.Choice(list(choices))
+        about = f"<{'|'.join(choices)}>: {about}"
+        flags.DEFINE(parser, name, default, about, values, flags.ArgumentSerializer())
+
+    yes_no("help", False, "Show this.", short_name="h")
+    yes_no("list", False, "List every experiment and preset, and stop.")
+    text("workdir", None, "The folder that this run writes to.")
+    choice("mode", "train", MODES, "What to do with the run.")
+    text("data_dir", None, "Where original data files lie; default: the environment's JAXGEN_DATA_DIR.")
+    whole("num_samples", None, "Mode sample: how many.", lower_bound=1)
+    whole("seed", 0, "Mode sample: the seed of the samples.", lower_bound=0, upper_bound=2**32 - 1)
+    choice("checkpoint", "newest", ("newest", "best"), "Modes evaluate and sample: which checkpoint.")
+    yes_no("record", False, "Mode report: write the run to experiments/results/ too.")
+    text("tag", "", "Modes report --record and compare: suffix of the recorded run's name.")
+    yes_no("distributed", False, "Join the processes of a cluster.")
+    yes_no("profile", False, "Mode train: write a profiler trace to WORKDIR/profile.")
+    return values
+
+
+def run(asked: flags.FlagValues, source: str | None, config: ConfigDict | None) -> None:
     """Does what the parsed flags ask for."""
-    if _DATA_DIR.value is not None:
-        if not os.path.isdir(_DATA_DIR.value):
-            raise UserError(f"--data_dir={_DATA_DIR.value} is not a folder.")
-        os.environ["JAXGEN_DATA_DIR"] = os.path.abspath(_DATA_DIR.value)
-    if _LIST.value:
+    if asked.help:
+        print(f"{__doc__}\nFlags:\n{asked.module_help(sys.modules[__name__]).strip().partition(chr(10))[2]}")
+        return
+    if asked.list:
         print(cli.list_experiments())
         return
-    if not _WORKDIR.value:
+    if asked.data_dir is not None:
+        if not os.path.isdir(asked.data_dir):
+            raise UserError(f"--data_dir={asked.data_dir} is not a folder.")
+        os.environ["JAXGEN_DATA_DIR"] = os.path.abspath(asked.data_dir)
+    if not asked.workdir:
         raise UserError("Say where the run's files go: --workdir=runs/NAME.")
-    workdir = Path(_WORKDIR.value).absolute()
-
-    from jaxgen import session  # here, so that mistakes above are told without waiting for jax to load
-
-    if _MODE.value == "report":
-        session.report(workdir, record_it=_RECORD.value, tag=_TAG.value)
+    workdir = Path(asked.workdir).absolute()
+    if asked.mode == "report":
+        session.report(workdir, record_it=asked.record, tag=asked.tag)
         return
-    if _MODE.value == "compare":
-        session.compare(workdir, tag=_TAG.value)
+    if asked.mode == "compare":
+        session.compare(workdir, tag=asked.tag)
         return
     if source is None or config is None:
         raise UserError("Say what to run: --config=experiments/NAME.py:PRESET; --list shows them all.")
-    this_run = session.Session(source, config, workdir, distributed=_DISTRIBUTED.value)
-    if _MODE.value == "train":
-        this_run.train(profile=_PROFILE.value)
-    elif _MODE.value == "evaluate":
-        this_run.evaluate(_CHECKPOINT.value)
+    this_run = session.Session(
+        source, config, workdir, trained=asked.mode != "train", distributed=asked.distributed
+    )
+    if asked.mode == "train":
+        this_run.train(profile=asked.profile)
+    elif asked.mode == "evaluate":
+        this_run.evaluate(asked.checkpoint)
     else:
-        this_run.sample(_CHECKPOINT.value, num=_NUM_SAMPLES.value or 0, seed=_SEED.value)
+        this_run.sample(asked.checkpoint, num=asked.num_samples or 0, seed=asked.seed)
 
 
-def main() -> None:
-    """Parses the command line and runs; the user's mistakes end with one sentence and status 2."""
-    logging.set_verbosity(logging.ERROR)
+def main(argv: Sequence[str]) -> int:
+    """Parses the command line and runs; returns the exit status."""
     try:
-        source, config = cli.parse(sys.argv, flags.FLAGS)
-        app.run(lambda _: run(source, config), argv=sys.argv[:1], flags_parser=lambda argv: argv)
+        asked = define_flags()
+        source, config = cli.parse(argv, asked)
+        run(asked, source, config)
     except UserError as error:
-        cli.fail(error)
+        cli.complain(error)
+        return 2
     except OSError as error:
-        if error.errno not in _DISK_TROUBLE:
+        # What no layer below has worded better: a full disk, a folder that may not be read, a name too long.
+        where = f": {error.filename}" if error.filename else ""
+        cli.complain(UserError(f"{error.strerror or error}{where}; nothing saved was lost."))
+        return 2
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        cli.fail(UserError(f"{error.strerror}: {error.filename or 'the workdir'}; nothing saved was lost."))
+        reason = str(error).partition("\n")[0]
+        cli.complain(
+            UserError(
+                f"The memory does not suffice ({reason}): lower data.batch_size, evaluation.batch_size or "
+                "the size of the model, or raise optim.accumulate."
+            )
+        )
+        return 2
+    except KeyboardInterrupt:
+        cli.complain(UserError("stopped by SIGINT."))
+        return 128 + signal.SIGINT
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """Keeps Orbax from printing, with tracebacks, what it raises as well."""
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        # TensorStore speaks of a write that failed to an event loop that Orbax has left.
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = hook
 
 
 if __name__ == "__main__":
-    main()
+    _quiet_libraries()
+    sys.exit(main(sys.argv))

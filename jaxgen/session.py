@@ -26,22 +26,43 @@ _FREE_GROUPS = ("sampling.", "evaluation.")
 class Session:
     """One experiment, built, in one workdir."""
 
-    def __init__(self, source: str, config: ConfigDict, workdir: Path, *, distributed: bool = False) -> None:
+    def __init__(
+        self,
+        source: str,
+        config: ConfigDict,
+        workdir: Path,
+        *,
+        trained: bool = False,
+        distributed: bool = False,
+    ) -> None:
+        """Builds the experiment and looks for mistakes; nothing is written or computed yet.
+
+        source: FILE:PRESET, where `config` comes from
+        trained: the workdir must hold a run of this config; else it may hold nothing
+        distributed: join the processes of a cluster
+
+        Raises UserError.
+        """
         self.source, self.config, self.workdir = source, config, workdir
-        _check_workdir(workdir)
-        sharding.initialize(distributed=distributed)
-        _use_compilation_cache()
-        file, _, self.preset = source.partition(":")
-        self.module = cli.load_experiment(file)
-        self.mesh = sharding.make_mesh()
-        self.experiment: Experiment = self.module.module.build(config, self.mesh)
+        _check_writable(workdir)
+        if trained:
+            check_is_run(workdir)
+            _check_same_config(workdir, source, config.to_dict(), free=_FREE_GROUPS)
+        else:
+            _check_free_or_same(workdir, source, config.to_dict())
+        self.mesh = _start_jax(distributed=distributed)
+        file, _, _ = source.partition(":")
+        self.experiment: Experiment = cli.load_experiment(file).module.build(config, self.mesh)
+        # Models say what does not fit them when they are traced.
+        loop.abstract_state(self.experiment, self.mesh)
 
     # ---- modes
 
     def train(self, *, profile: bool = False) -> None:
         """Trains to the end (going on where it stopped), then evaluates, samples and reports."""
+        self._check_needs()
         with _WorkdirLock(self.workdir):
-            _claim(self.workdir, self.experiment, self.config.to_dict(), self.source)
+            _claim(self.workdir, self.experiment, self.source, self.config.to_dict())
             started = time.perf_counter()
             try:
                 state = loop.train(self.experiment, self.workdir, self.mesh, profile=profile)
@@ -56,7 +77,8 @@ class Session:
 
     def evaluate(self, which: Literal["newest", "best"]) -> None:
         """Scores a checkpoint of a trained run; writes result.json and the report."""
-        state = self._restore(which)
+        self._check_needs()
+        state = _restore(self.experiment, self.workdir, self.mesh, which)
         self._evaluate(state)
         page = report_page.write_report(self.workdir)
         print(recorded.score_table(files.read_result(self.workdir)))
@@ -64,7 +86,7 @@ class Session:
 
     def sample(self, which: Literal["newest", "best"], *, num: int, seed: int) -> None:
         """Draws samples from a checkpoint into samples/seed_<seed>/."""
-        state = self._restore(which)
+        state = _restore(self.experiment, self.workdir, self.mesh, which)
         key = jax.random.fold_in(jax.random.key(self.experiment.seed), seed)
         for path in self.experiment.write_samples(state, key, num, self.workdir / "samples" / f"seed_{seed}"):
             print(path)
@@ -84,20 +106,27 @@ class Session:
         scores: Scores = self.experiment.evaluate(state, needed)
         files.write_result(self.workdir, scores)
 
-    def _restore(self, which: Literal["newest", "best"]) -> TrainState:
-        check_is_run(self.workdir)
-        _check_same_config(self.workdir, self.config.to_dict(), free=_FREE_GROUPS)
-        return _restore(self.experiment, self.workdir, self.mesh, which)
+    def _check_needs(self) -> None:
+        """Finds now what the evaluation would stumble over after the training."""
+        for name, need in self.experiment.needs.items():
+            loop.abstract_state(need.experiment, self.mesh)
+            if need.workdir:
+                workdir = Path(need.workdir)
+                check_is_run(workdir)
+                free = ("train.", "optim.", *_FREE_GROUPS)
+                _check_same_config(workdir, need.source, need.config, free=free)
+            else:
+                _check_free_or_same(self._need_workdir(name), need.source, need.config)
+
+    def _need_workdir(self, name: str) -> Path:
+        return self.workdir / "needs" / name
 
     def _needed_state(self, name: str, need: Need) -> TrainState:
         """The trained state of another run that the evaluation uses, trained now unless it was before."""
         if need.workdir:
-            workdir = Path(need.workdir)
-            check_is_run(workdir)
-            _check_same_config(workdir, need.config, free=("train.", "optim.", *_FREE_GROUPS))
-            return _restore(need.experiment, workdir, self.mesh, "newest")
-        workdir = self.workdir / "needs" / name
-        _claim(workdir, need.experiment, need.config, need.source)
+            return _restore(need.experiment, Path(need.workdir), self.mesh, "newest")
+        workdir = self._need_workdir(name)
+        _claim(workdir, need.experiment, need.source, need.config)
         print(f"Training what the evaluation needs: {need.source} in {workdir}")
         state = loop.train(need.experiment, workdir, self.mesh)
         files.write_result(workdir, need.experiment.evaluate(state, {}))
@@ -106,16 +135,15 @@ class Session:
 
 def report(workdir: Path, *, record_it: bool, tag: str) -> None:
     """Writes the report page again and, with record_it, the recorded run."""
-    check_is_run(workdir)
+    name = _recorded_name(workdir)
     if record_it:
-        path = recorded.record_run(workdir, _results_dir(), name=_recorded_name(workdir), tag=tag)
+        path = recorded.record_run(workdir, _results_dir(), name=name, tag=tag)
         print(f"Recorded: {path}")
     print(f"Report: {report_page.write_report(workdir)}")
 
 
 def compare(workdir: Path, *, tag: str) -> None:
     """Sets a run beside the recorded one of the same experiment and preset."""
-    check_is_run(workdir)
     name = _recorded_name(workdir)
     record_file = _results_dir() / f"{name}{'_' + tag if tag else ''}.json"
     if not record_file.is_file():
@@ -131,7 +159,9 @@ def _results_dir() -> Path:
 
 
 def _recorded_name(workdir: Path) -> str:
-    config = files.read_json(workdir / "config.json")
+    """What the run in the workdir is called when it is recorded: ddpm_digits."""
+    check_is_run(workdir)
+    config, _ = _read_config(workdir), _read_manifest(workdir)
     return f"{Path(config['experiment']).stem}_{config['preset']}"
 
 
@@ -151,10 +181,14 @@ def _restore(
 # ---- the workdir
 
 
-def _check_workdir(workdir: Path) -> None:
-    for part in (workdir, *workdir.parents):
-        if part.exists() and not part.is_dir():
-            raise UserError(f"The workdir {workdir} cannot be a folder: {part} is a file.")
+def _check_writable(workdir: Path) -> None:
+    there = next(part for part in (workdir, *workdir.parents) if part.exists())
+    if not there.is_dir():
+        raise UserError(f"The workdir {workdir} cannot be a folder: {there} is a file.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"The workdir {workdir} cannot be written; choose another --workdir.")
+    if (workdir / "checkpoints").is_file():
+        raise UserError(f"{workdir / 'checkpoints'} is a file where a folder belongs: take it away.")
 
 
 def check_is_run(workdir: Path) -> None:
@@ -163,26 +197,64 @@ def check_is_run(workdir: Path) -> None:
         raise UserError(f"{workdir} holds no run (no config.json in it).")
 
 
-def _check_same_config(workdir: Path, config: Mapping[str, Any], *, free: tuple[str, ...] = ()) -> None:
-    saved = recorded.flatten(files.read_json(workdir / "config.json")["config"])
-    given = recorded.flatten(files.plain(config))
+def _check_free_or_same(workdir: Path, source: str, config: Mapping[str, Any]) -> None:
+    """UserError where the workdir holds another run, or anything else than a run."""
+    if (workdir / "config.json").exists():
+        _check_same_config(workdir, source, config)
+        _read_manifest(workdir)
+    elif workdir.exists() and not all(_is_of_a_beginning(path.name) for path in workdir.iterdir()):
+        raise UserError(f"{workdir} holds files of something else; use an empty or a new --workdir.")
+
+
+def _is_of_a_beginning(name: str) -> bool:
+    """Whether a run that was killed before config.json was written may have left a file of this name."""
+    return name in (".lock", "needs", "manifest.json") or (name.startswith(".") and name.endswith(".tmp"))
+
+
+def _check_same_config(
+    workdir: Path, source: str, config: Mapping[str, Any], *, free: tuple[str, ...] = ()
+) -> None:
+    """UserError unless the run in the workdir is of this experiment and config, but for the `free` groups."""
+    run = _read_config(workdir)
+    file, _, _ = source.partition(":")
+    if Path(run["experiment"]).stem != Path(file).stem:
+        raise UserError(f"{workdir} holds a run of {run['experiment']}; use another --workdir for {file}.")
+    saved, given = recorded.flatten(run["config"]), recorded.flatten(files.plain(config))
     different = sorted(
         name
         for name in saved.keys() | given.keys()
-        if saved.get(name) != given.get(name) and not name.startswith(free)
+        if (name in saved, saved.get(name)) != (name in given, given.get(name)) and not name.startswith(free)
     )
     if different:
         first = different[0]
+        there, now = (repr(fields[first]) if first in fields else "absent" for fields in (saved, given))
         raise UserError(
-            f"{workdir} holds a run with another config: {first} is {saved.get(first)!r} there and "
-            f"{given.get(first)!r} now"
+            f"{workdir} holds a run with another config: {first} is {there} there and {now} now"
             + (f" ({len(different)} fields differ)" if different[1:] else "")
-            + "; "
-            "use that config, or another --workdir."
+            + "; use that config, or another --workdir."
         )
 
 
-def _claim(workdir: Path, experiment: Experiment, config: Mapping[str, Any], source: str) -> None:
+def _read_config(workdir: Path) -> dict[str, Any]:
+    return _read_object(workdir / "config.json", {"experiment": str, "preset": str, "config": dict})
+
+
+def _read_manifest(workdir: Path) -> dict[str, Any]:
+    return _read_object(workdir / "manifest.json", {"data": dict})
+
+
+def _read_object(path: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """A JSON object whose named values are of these kinds; UserError where it is something else."""
+    content = files.read_json(path)
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(name), kind) for name, kind in kinds.items()
+    ):
+        names = " and ".join(kinds)
+        raise UserError(f"{path} is damaged (it should hold {names}): restore it, or use a new --workdir.")
+    return content
+
+
+def _claim(workdir: Path, experiment: Experiment, source: str, config: Mapping[str, Any]) -> None:
     """Writes config.json and manifest.json, or checks that the run already there is this one."""
     file, _, preset = source.partition(":")
     manifest = record.manifest(
@@ -193,15 +265,12 @@ def _claim(workdir: Path, experiment: Experiment, config: Mapping[str, Any], sou
         data_fingerprints=dict(experiment.data_fingerprints),
         command=[Path(sys.argv[0]).name, *sys.argv[1:]],
     )
+    _check_free_or_same(workdir, source, config)
     if (workdir / "config.json").exists():
-        _check_same_config(workdir, config)
-        first = files.read_json(workdir / "manifest.json")
+        first = _read_manifest(workdir)
         if first["data"] != manifest["data"]:
             raise UserError(f"The data have changed since the run in {workdir} began; use another --workdir.")
-        first.setdefault("resumed", []).append(manifest)
-        manifest = first
-    elif workdir.exists() and any(path.name not in (".lock", "needs") for path in workdir.iterdir()):
-        raise UserError(f"{workdir} holds files of something else; use an empty or a new --workdir.")
+        manifest = {**first, "resumed": [*first.get("resumed", []), manifest]}
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_json(workdir / "manifest.json", manifest)
@@ -238,6 +307,17 @@ class _WorkdirLock:
 
 
 # ---- the process
+
+
+def _start_jax(*, distributed: bool) -> jax.sharding.Mesh:
+    """The mesh of all devices; UserError where there is no cluster to join, or no device."""
+    _use_compilation_cache()
+    try:
+        sharding.initialize(distributed=distributed)
+        return sharding.make_mesh()
+    except (RuntimeError, ValueError) as error:
+        asked = "--distributed" if distributed else f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+        raise UserError(f"JAX cannot start with {asked}: {error}") from error
 
 
 def _use_compilation_cache() -> None:

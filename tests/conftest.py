@@ -17,4 +17,3 @@ jax.config.update("jax_debug_key_reuse", True)
 @pytest.fixture(autouse=True)
 def _fresh_trace_counts():
     chex.clear_trace_counter()
-    yield

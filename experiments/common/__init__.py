@@ -28,6 +28,8 @@ class Preset:
     settings: Mapping[str, Any]
 
 
+# The compute dtype of a config's name for it; parameters stay float32.
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # For tests/test_config_fields.py, which changes every field of every experiment and looks for the effect: the
 # value to try where doubling or negating the preset's will not do, and what must be set for a field to act.
 FIELD_CHECKS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -66,7 +68,7 @@ def base_config(*, num_steps: int) -> ConfigDict:
             "schedule": "constant",
             "warmup_steps": 0,
             "decay_rate": 0.1,
-            "decay_steps": (num_steps // 2,),
+            "decay_steps": (1000,),
             "b1": 0.9,
             "b2": 0.999,
             "eps": 1e-8,
@@ -134,18 +136,26 @@ def training_stream(
         source,
         batch_size=config.batch_size,
         seed=seed,
-        augment=tuple(name.strip() for name in config.augment.split(",") if name.strip()),
+        augment=augmentations(config),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
 
 
-def dtype_of(name: str) -> Any:
-    """The compute dtype of a config's name for it; parameters stay float32."""
-    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-    if name not in dtypes:
-        raise UserError(f"model.dtype is {name!r}; choose one of {', '.join(dtypes)}.")
-    return dtypes[name]
+def augmentations(config: ConfigDict) -> tuple[str, ...]:
+    """The names in config.data.augment, in order."""
+    return tuple(name.strip() for name in config.augment.split(",") if name.strip())
+
+
+def load_images(name: str) -> tuple[data.Source, data.Source]:
+    """The train and test splits of a data set of images; UserError where it is something else."""
+    train, test = (data.load_source(name, split) for split in ("train", "test"))
+    if "image" not in train.fields:
+        raise UserError(f"data.source={name} holds no images: choose a data set of images.")
+    shapes = [source.fields["image"].shape[1:] for source in (train, test)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"The images of {name} are {shapes[0]} for training and {shapes[1]} for test.")
+    return train, test
 
 
 def make_evaluation(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -60,8 +61,9 @@ class ImageJudge:
 
         def look(images: Array) -> tuple[Array, Array]:
             variables = {"params": params}
-            features = model.apply(variables, images, method=model.features).astype(jnp.float32)
-            return features, jax.nn.softmax(model.apply(variables, images, train=False))
+            features = cast(Array, model.apply(variables, images, method=model.features))
+            logits = cast(Array, model.apply(variables, images, train=False))
+            return features.astype(jnp.float32), jax.nn.softmax(logits)
 
         self._look = jax.jit(look, out_shardings=sharding.replicated(mesh))
         self._mesh, self._batch_size = mesh, batch_size
@@ -111,10 +113,6 @@ class ImageJudge:
         against = f"{num_floor} training against {num_test} held-out images, same features"
         real = f"the {num_test} held-out images, same classifier"
         return {
-            "frechet_distance": Score(
-                distance, f"squared feature distance, {self.name}", num, False, floor, against
-            ),
-            "frechet_ratio_to_floor": Score(distance / floor, "ratio", num, False, 1.0, against),
             "recognised_above_0.9": Score(
                 share_recognised(p_samples, _RECOGNISED),
                 f"share, {self.name}",
@@ -122,6 +120,10 @@ class ImageJudge:
                 True,
                 share_recognised(p_test, _RECOGNISED),
                 real,
+            ),
+            "frechet_ratio_to_floor": Score(distance / floor, "ratio", num, False, 1.0, against),
+            "frechet_distance": Score(
+                distance, f"squared feature distance, {self.name}", num, False, floor, against
             ),
             "class_entropy": Score(
                 entropy(p_samples), f"nats, {self.name}", num, True, entropy(p_test), real

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 def prefetch(
-    stream: Callable[[int], dict[str, np.ndarray]],
+    stream: Callable[[int], Mapping[str, np.ndarray]],
     spans: Iterable[tuple[int, int]],
     place: Callable[[dict[str, np.ndarray]], T],
     depth: int = 2,
-) -> Iterator[tuple[int, T]]:
+) -> Generator[tuple[int, T], None, None]:
     """For each (first_step, num_steps) of `spans`: first_step and `place` of its batches, stacked.
 
     stream: step -> {field: [B, ...]}, such as a `Stream`

@@ -1,4 +1,4 @@
-"""The weights of diffusers' `UNet2DModel` to and from `jaxgen.models.unet.UNet`; diffusers itself is not needed.
+"""The weights of diffusers' `UNet2DModel` to and from `jaxgen.models.unet.UNet`, without diffusers itself.
 
 One table says which of their tensors is which of our parameters; reading and writing both follow it. Layouts
 differ by a transposition: their convolutions are [out, in, height, width] and their matrices [out, in]. Their
@@ -62,7 +62,7 @@ def load_unet(source: str | os.PathLike[str] | Mapping[str, Any], like: PyTree) 
 
     Args:
         source: a safetensors file (`diffusion_pytorch_model.safetensors`), or its tensors by name.
-        like: the parameters that the network has, arrays or shapes: `jax.eval_shape(model.init, …)["params"]`.
+        like: the network's parameters, arrays or shapes: `jax.eval_shape(model.init, …)["params"]`.
 
     Returns:
         A tree like `like` of NumPy arrays of its types.

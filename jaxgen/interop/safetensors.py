@@ -23,8 +23,8 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """
     try:
         return safetensors.numpy.load_file(path)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"{path} is not there or not a file: give the path of a safetensors file.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}): give the path of a safetensors file.") from error
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         # KeyError: a type that NumPy has no name for.
         raise UserError(
@@ -43,12 +43,12 @@ def write_tensors(
     try:
         safetensors.numpy.save_file(arrays, partial, dict(metadata) if metadata else None)
         os.replace(partial, path)
-    except OSError as error:
+    except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be written ({error}): choose another place.") from error
 
 
 def load_tree(path: str | os.PathLike[str]) -> PyTree:
-    """The nested dict of NumPy arrays that `save_tree` wrote: the name "a.b.c" is the leaf ["a"]["b"]["c"]."""
+    """The nested dict of NumPy arrays that `save_tree` wrote: the name "a.b" is the leaf ["a"]["b"]."""
     return traverse_util.unflatten_dict(read_tensors(path), sep=".")
 
 

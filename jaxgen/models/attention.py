@@ -10,8 +10,7 @@ from jax.typing import DTypeLike
 from jaxgen.models.normalization import GroupNorm
 from jaxgen.types import Array
 
-
-# Scores held at once on CPU, in numbers: 4 MiB of float32, which stay in the cache between the passes over them.
+# Scores held at once on CPU, in numbers: 4 MiB of float32, which stay in the cache between passes.
 _CPU_SCORES = 1 << 20
 
 
@@ -19,8 +18,8 @@ def scaled_dot_product_attention(q: Array, k: Array, v: Array) -> Array:
     """softmax(q kᵀ / sqrt(D)) v (Vaswani et al. 2017, eq. 1).
 
     Heads are folded into the leading axis, so that both products are plain batched matrix products: XLA on
-    CPU runs `[B*heads, N, D]` several times faster than an einsum over `[B, N, heads, D]`. On CPU, scores that
-    would not fit in the cache are made a few heads at a time, and again in the backward pass.
+    CPU runs `[B*heads, N, D]` several times faster than an einsum over `[B, N, heads, D]`. On CPU, scores
+    that would not fit in the cache are made a few heads at a time, and again in the backward pass.
 
     Args:
         q, k, v: `[B*heads, N, D]`.
@@ -48,8 +47,8 @@ def _attend(q: Array, k: Array, v: Array) -> Array:
 def _attend_on_cpu(q: Array, k: Array, v: Array) -> Array:
     """`_attend` for one head `[N, D]`, divided by the softmax's sum at the end, keys before queries.
 
-    Dividing the `[N, D]` result saves passes over the `[N, N]` scores forward and backward, and reductions over
-    the leading axis vectorise: together 1.5 times faster than `_attend` in the same chunks, gradient included.
+    Dividing the `[N, D]` result saves passes over the `[N, N]` scores forward and backward, and reductions
+    over the leading axis vectorise: 1.5 times faster than `_attend` in the same chunks, with gradient.
     """
     scores = jnp.einsum("dm,dn->mn", k.T, q.T, preferred_element_type=jnp.float32)
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=0, keepdims=True))).astype(v.dtype)

@@ -31,7 +31,7 @@ def _conv(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
 
 
-# XLA's CPU compiler brings convolutions into the layout that its fast kernels take, but not inside a loop, and
+# XLA's CPU compiler brings convolutions into the layout that its fast kernels take, but not in a loop, and
 # the gradient of the kernel, as jax.grad writes it, is not in that layout: in a `lax.scan` it is 30 to 100
 # times slower (jax 0.10.2 and 0.12.0). Written in that layout from the start it is fast, and the same bits.
 _conv_with_own_gradient = jax.custom_vjp(_conv, nondiff_argnums=(2, 3))

@@ -13,8 +13,8 @@ def sinusoidal_embedding(t: Array, dim: int, max_period: float = 10_000.0) -> Ar
     """Sines, then cosines, of `t` at geometrically spaced frequencies (Vaswani et al. 2017, section 3.5).
 
     With h = dim // 2 and w_i = max_period^(-i / (h - 1)), i = 0 … h-1, the result is
-    [sin(t w_0) … sin(t w_{h-1}), cos(t w_0) … cos(t w_{h-1})], as in the code of Ho et al. 2020: sines and
-    cosines are not interleaved, and the slowest frequency is exactly 1 / max_period.
+    [sin(t w_0) … sin(t w_{h-1}), cos(t w_0) … cos(t w_{h-1})], as in the code of Ho et al. 2020: sines
+    and cosines are not interleaved, and the slowest frequency is exactly 1 / max_period.
 
     Args:
         t: times `[B]`, int or float, in steps (0 … T-1; fractions are allowed).

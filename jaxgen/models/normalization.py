@@ -23,7 +23,9 @@ def num_groups_for(channels: int, num_groups: int) -> int:
 
 
 def group_norm(x: Array, scale: Array, bias: Array, num_groups: int, epsilon: float) -> Array:
-    """y = scale (x - mean) / sqrt(var + epsilon) + bias, moments over space and a group (Wu and He 2018, eq. 1).
+    """y = scale (x - mean) / sqrt(var + epsilon) + bias (Wu and He 2018, eq. 1, 2 and 6).
+
+    Mean and variance are those of an example's group of neighbouring channels, over all positions.
 
     Args:
         x: `[B, H, W, C]`; scale, bias: `[C]`; num_groups: divides C.

@@ -55,10 +55,10 @@ class ResBlock(nn.Module):
 class UNet(nn.Module):
     """The network eps_theta(x_t, t) of Ho et al. 2020; the defaults are the paper's CIFAR-10 model (35.7M).
 
-    Image sizes: height and width must be divisible by 2^(levels - 1), where levels = len(channel_multipliers).
-    So 32 takes up to six levels, 8 takes up to four, and 28 takes three (28 -> 14 -> 7: seven is odd and cannot
-    be halved again): for MNIST use three multipliers, with attention at 14 or 7. The middle always has
-    attention.
+    Image sizes: height and width must be divisible by 2^(levels - 1), where levels is the number of
+    `channel_multipliers`. So 32 takes up to six levels, 8 takes up to four, and 28 takes three (28 -> 14 ->
+    7: seven is odd and cannot be halved again): for MNIST use three multipliers, with attention at 14 or 7.
+    The middle always has attention.
 
     Attributes:
         channels: width of the first level.
@@ -155,7 +155,7 @@ class UNet(nn.Module):
         return h.astype(jnp.float32)
 
     def _embed(self, t: Array, label: Array | None) -> Array:
-        """The embedding `[B, 4 * channels]` of time and class, after the swish that precedes its every use."""
+        """The embedding `[B, 4 * channels]` of time and class, after the swish that precedes each use."""
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         width = 4 * self.channels
         temb = sinusoidal_embedding(t, self.channels)

@@ -7,10 +7,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxgen.types import Array, Batch, Key, LossFn, Mean, PyTree, UserError
+from jaxgen.types import Array, Batch, Key, Mean, Metrics, PyTree, UserError
 
 # (params, image [B, H, W, C], key) -> logits [B, K]; key None means evaluation: no dropout.
 ApplyFn = Callable[[PyTree, Array, Key | None], Array]
+# A LossFn that takes no key too.
+KeylessLossFn = Callable[[PyTree, PyTree, Batch, Key | None], tuple[Array, tuple[Metrics, PyTree]]]
 
 
 def cross_entropy(logits: Array, label: Array) -> Array:
@@ -50,7 +52,7 @@ def label_smoothed_cross_entropy(logits: Array, label: Array, label_smoothing: f
     return (1.0 - label_smoothing) * cross_entropy(logits, label) + label_smoothing * uniform
 
 
-def make_loss(apply: ApplyFn, *, label_smoothing: float = 0.0) -> LossFn:
+def make_loss(apply: ApplyFn, *, label_smoothing: float = 0.0) -> KeylessLossFn:
     """The loss of a classifier: the mean (label-smoothed) cross-entropy over the batch.
 
     Reads `image` `[B, H, W, C]`, `label` `[B]` and, where there is one, `mask` `[B]` (1: counts, 0: padding).

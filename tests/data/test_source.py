@@ -101,8 +101,11 @@ def test_digits_are_scikit_learns_in_two_disjoint_parts():
     digits = load_digits()
     total = sum(part.fields["image"].sum(dtype=int) for part in (train, test))
     assert total == digits.data.sum()
-    np.testing.assert_array_equal(test.fields["image"][1, :, :, 0], digits.images[5])
-    np.testing.assert_array_equal(train.fields["label"][:5], digits.target[[1, 2, 3, 4, 6]])
+    rows = lambda part: {image.tobytes() for image in part.fields["image"]}
+    assert not rows(train) & rows(test)
+    assert np.bincount(test.fields["label"]).min() >= 25
+    # The split is part of every recorded figure: it must not move.
+    assert test.fields["label"][:8].tolist() == [2, 2, 3, 0, 8, 8, 7, 8]
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_bfloat16_and_vmap():
 
 
 def test_inside_a_scan_it_is_as_fast_as_outside():
-    """The trap that the own gradient is for: with XLA's, the loop takes 30 to 100 times as long as its steps."""
+    """The trap that the own gradient is for: with XLA's, the loop takes 30 to 100 times its steps' time."""
     x = jax.random.normal(jax.random.key(0), (32, 8, 8, 16))
     k = jax.random.normal(jax.random.key(1), (3, 3, 16, 16)) * 0.1
     conv = lambda x, k: convolution.conv2d(x, k, 1, ((1, 1), (1, 1)))

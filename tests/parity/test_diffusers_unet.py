@@ -34,7 +34,7 @@ CIFAR10 = {
     "time_embedding_type": "positional",
     "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
 }
-# Several heads, grey images of 28 (28 -> 14 -> 7), one block a level, labels, widths that are not powers of two.
+# Several heads, grey images of 28 (28 -> 14 -> 7), one block a level, labels, widths that are no power of 2.
 SMALL = CIFAR10 | {
     "attention_head_dim": 8,
     "block_out_channels": [24, 48, 48],
@@ -91,7 +91,7 @@ def test_same_output_and_gradient_from_a_safetensors_file(config, time_type, tmp
     apply = lambda x: ours.apply({"params": params}, x, t, label, train=False)
     y, pull = jax.vjp(jax.jit(apply), jnp.asarray(x))
     (gradient,) = pull(2 * y)
-    # float32, sums of up to 4608 terms in another order through some forty layers; the outputs are of order one.
+    # float32, sums of up to 4608 terms in another order through some forty layers; outputs are of order one.
     assert np.std(expected) > 0.1
     np.testing.assert_allclose(y, expected, atol=1e-4, rtol=0)
     scale = np.abs(expected_gradient).max()

@@ -1,0 +1,1 @@
+"""Words before networks: encoded text, counts, factorisations, n-gram language models, training pairs."""
