@@ -604,7 +604,7 @@ def test_a_number_that_is_not_finite_stops_the_run(tmp_path):
 
 
 def test_a_full_disk(trained, tmp_path):
-    """On a file system of 200 KB, which then grows; it is seen by, and ends with, the test's own processes."""
+    """On a file system of 200 KB, which then grows; it ends with the processes that see it."""
     disk = tmp_path / "disk"
     disk.mkdir()
     command = shlex.join(jaxgen_command(CLASSIFIER, f"--workdir={disk}/run"))

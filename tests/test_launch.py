@@ -316,10 +316,10 @@ def test_peers_come_where_torch_has_a_cpu_build(with_python, system, torch, peer
     environment = {"TORCH": torch, "JAXGEN_PEERS": peers}
     status, output, log = run(with_python, "test.sh", "tests/core", "-k", "a b", **environment)
     assert status == 0, output
-    assert log == [f"{INSTALL}[{extras}]", "-m pytest tests/core -k a b"]
+    assert log == [f"{INSTALL}[{extras}]", "-m pytest -n 2 --dist loadfile tests/core -k a b"]
     assert ("Leaving out the comparisons" in output) == (extras == "test" and peers == "")
     status, output, log = run(with_python, "test.sh", **environment)
-    assert (status, output, log) == (0, "", ["-m pytest"])
+    assert (status, output, log) == (0, "", ["-m pytest -n 2 --dist loadfile"])
 
 
 def test_peers_setting_out_of_range(with_python):
@@ -330,11 +330,11 @@ def test_peers_setting_out_of_range(with_python):
 
 
 def test_slow_tests_pass_arguments_on(with_python):
-    assert run(with_python, "test_slow.sh", "-x", JAXGEN_PEERS="0")[2][-1] == "-m pytest -m slow -x"
+    assert run(with_python, "test_slow.sh", "-x", JAXGEN_PEERS="0")[2][-1] == "-m pytest -n 2 --dist loadfile -m slow -x"
 
 
 def test_local_and_test_share_one_environment(with_python):
-    assert run(with_python, "test.sh", JAXGEN_PEERS="0")[2] == [INSTALL + "[test]", "-m pytest"]
+    assert run(with_python, "test.sh", JAXGEN_PEERS="0")[2] == [INSTALL + "[test]", "-m pytest -n 2 --dist loadfile"]
     assert run(with_python, "local.sh")[2] == [MAIN_JOB]
 
 

@@ -10,12 +10,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # The part of jaxgen (a file or folder of the package) -> the other parts that it may import.
-_PURE = {"types", "processes", "metrics"}
+_PURE = {"types", "processes", "denoising", "mixtures", "metrics"}
 _LIBRARY = _PURE | {"models", "objectives", "samplers", "estimators"}
-_BINDABLE = _LIBRARY | {"data", "interop", "optim", "pictures", "sharding", "systems"}
+_BINDABLE = _LIBRARY | {"words", "data", "interop", "optim", "pictures", "sharding", "systems"}
 ALLOWED = {
     "types": set(),
     "processes": {"types"},
+    "denoising": {"types", "processes"},
+    "mixtures": {"types"},
+    "words": {"types"},
     "metrics": {"types"},
     "models": _PURE,
     "objectives": _PURE,

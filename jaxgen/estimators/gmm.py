@@ -63,15 +63,20 @@ def kmeans_plus_plus(key: Key, x: ArrayLike, num_clusters: int, mask: ArrayLike 
     mask = as_mask(x, mask)
     x = masked(x, mask)
 
-    def draw(distance: Array, i: Array) -> tuple[Array, Array]:
-        furthest = jnp.max(distance * mask)
-        share = jnp.where(furthest > 0, distance * mask / jnp.where(furthest > 0, furthest, 1.0), mask)
-        centre = x[jax.random.categorical(jax.random.fold_in(key, i), jnp.log(share))]
-        return jnp.minimum(distance, jnp.sum((x - centre[None, :]) ** 2, axis=1)), centre
+    def draw(i: ArrayLike, share: Array) -> Array:
+        return x[jax.random.categorical(jax.random.fold_in(key, i), jnp.log(share))]
 
-    # Before the first centre all rows are equally, and most, far away.
-    start = jnp.full(x.shape[0], jnp.finfo(x.dtype).max, x.dtype)
-    return jax.lax.scan(draw, start, jnp.arange(num_clusters))[1]
+    def distance_to(centre: Array) -> Array:
+        return mask * jnp.sum((x - centre[None, :]) ** 2, axis=1)
+
+    def step(distance: Array, i: Array) -> tuple[Array, Array]:
+        furthest = jnp.max(distance)
+        centre = draw(i, jnp.where(furthest > 0, distance / jnp.where(furthest > 0, furthest, 1.0), mask))
+        return jnp.minimum(distance, distance_to(centre)), centre
+
+    first = draw(0, mask)
+    others = jax.lax.scan(step, distance_to(first), jnp.arange(1, num_clusters))[1]
+    return jnp.concatenate([first[None, :], others])
 
 
 @partial(jax.jit, static_argnames=("num_clusters", "num_steps"))

@@ -24,8 +24,7 @@ from jaxgen.types import Array, Key, PyTree, UserError
 
 
 class HMM(NamedTuple):
-    """log_initial: log pi `[K]`; log_transition: log A `[K, K]`, from row to column; emissions: K densities.
-    """
+    """log_initial: log pi `[K]`; log_transition: log A `[K, K]`, row to column; emissions: K densities."""
 
     log_initial: Array
     log_transition: Array
@@ -103,8 +102,7 @@ def _log_matmul(a: Array, b: Array) -> Array:
 
 
 def _step_matrices(log_transition: Array, likelihood: Array, mask: Array) -> Array:
-    """log p(state_t = j, x_t given state_t-1 = i) `[T - 1, K, K]` of steps 2..T; the identity where padded.
-    """
+    """log p(state_t = j, x_t given state_t-1 = i) `[T - 1, K, K]`, steps 2..T; the identity where padded."""
     identity = jnp.where(jnp.eye(likelihood.shape[1], dtype=bool), 0.0, -jnp.inf).astype(likelihood.dtype)
     steps = log_transition[None] + likelihood[1:, None, :]
     return jnp.where(mask[1:, None, None] > 0, steps, identity[None])

@@ -25,8 +25,7 @@ __all__ = ["fit", "fit_em", "log_joint", "log_prob", "predict", "predict_log_pro
 def _rows(
     x: ArrayLike, label: ArrayLike, num_classes: int, mask: ArrayLike | None
 ) -> tuple[Array, Array, Array]:
-    """(x `[N, D]` without what is masked, one-hot labels `[N, K]` that are zero where missing, mask `[N]`).
-    """
+    """(x `[N, D]` without what is masked, one-hot labels `[N, K]`, zero where missing, mask `[N]`)."""
     x, label = as_float(x), jnp.asarray(label)
     require_matrix(x)
     if label.shape != x.shape[:1]:

@@ -207,11 +207,11 @@ def test_the_estimated_likelihood_is_right_on_average():
 
 
 def test_probes_belong_to_the_example_and_are_signs():
-    keys = jax.random.split(jax.random.key(2), 5)
-    probes = rademacher_probes(keys, 3, (2, 2))
+    probes = rademacher_probes(jax.random.split(jax.random.key(2), 5), 3, (2, 2))
     assert probes.shape == (3, 5, 2, 2)
     assert set(np.unique(probes)) == {-1.0, 1.0}
-    np.testing.assert_array_equal(rademacher_probes(keys[2:4], 3, (2, 2)), probes[:, 2:4])
+    two = rademacher_probes(jax.random.split(jax.random.key(2), 5)[2:4], 3, (2, 2))
+    np.testing.assert_array_equal(two, probes[:, 2:4])
 
 
 @pytest.mark.parametrize("num_probes", [None, 2])

@@ -27,8 +27,7 @@ def finite(tree):
 
 
 def test_a_worked_example():
-    """Manning et al. 2008, example 13.1: three documents on China, one not; d5 is Chinese with p about 0.69.
-    """
+    """Manning et al. 2008, example 13.1: three documents on China, one not; d5 is on China, p = 0.69."""
     # Vocabulary: Chinese Beijing Shanghai Macao Tokyo Japan
     x = np.array([[2, 1, 0, 0, 0, 0], [2, 0, 1, 0, 0, 0], [1, 0, 0, 1, 0, 0], [1, 0, 0, 0, 1, 1]])
     model = naive_bayes.fit(families.MULTINOMIAL, x, np.array([0, 0, 0, 1]), 2, smoothing=1.0)
@@ -57,8 +56,7 @@ def test_counts_agree_with_sklearn(kind):
 
 
 def test_gaussian_agrees_with_sklearn():
-    """On features with variance, where neither scikit-learn's 1e-9 nor our floor shows; rounding in float32.
-    """
+    """On features with variance, where neither scikit-learn's 1e-9 nor our floor shows; float32 rounding."""
     x = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32) + (np.arange(60) % 3)[:, None]
     x, label = x.astype(np.float32), np.arange(60) % 3
     theirs = GaussianNB().fit(x.astype(np.float64), label)
