@@ -105,7 +105,7 @@ PRESETS = {
     "mnist": Preset(
         "2 CPU cores",
         60,
-        "see experiments/results",
+        "0.79 recognised (held-out images: 0.98), 1.86 bits/dim",
         {
             "data.source": "mnist",
             "evaluation.classifier": "mnist",
@@ -115,7 +115,7 @@ PRESETS = {
     "fashion_mnist": Preset(
         "2 CPU cores",
         60,
-        "see experiments/results",
+        "not run to the end yet",
         {
             "data.source": "fashion_mnist",
             "evaluation.classifier": "fashion_mnist",

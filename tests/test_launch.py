@@ -330,11 +330,17 @@ def test_peers_setting_out_of_range(with_python):
 
 
 def test_slow_tests_pass_arguments_on(with_python):
-    assert run(with_python, "test_slow.sh", "-x", JAXGEN_PEERS="0")[2][-1] == "-m pytest -n 2 --dist loadfile -m slow -x"
+    assert (
+        run(with_python, "test_slow.sh", "-x", JAXGEN_PEERS="0")[2][-1]
+        == "-m pytest -n 2 --dist loadfile -m slow -x"
+    )
 
 
 def test_local_and_test_share_one_environment(with_python):
-    assert run(with_python, "test.sh", JAXGEN_PEERS="0")[2] == [INSTALL + "[test]", "-m pytest -n 2 --dist loadfile"]
+    assert run(with_python, "test.sh", JAXGEN_PEERS="0")[2] == [
+        INSTALL + "[test]",
+        "-m pytest -n 2 --dist loadfile",
+    ]
     assert run(with_python, "local.sh")[2] == [MAIN_JOB]
 
 

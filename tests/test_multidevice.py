@@ -20,8 +20,8 @@ def test_four_devices_do_what_one_does(tmp_path):
         status, _, stderr = run("--config=experiments/ddpm.py:smoke", f"--workdir={workdir}", **environment)
         assert status == 0, stderr
     assert json.loads((four / "manifest.json").read_text())["device_count"] == 4
-    # Sums over the batch are added in another order, one rounding (6e-8) each; Adam divides by the square root
-    # of tiny second moments, which magnifies that in the first updates.
+    # Sums over the batch are added in another order, one rounding (6e-8) each; Adam divides by the root of
+    # tiny second moments, which magnifies that in the first updates.
     for name in ("train/loss", "validation/loss", "train/parameter_norm"):
         np.testing.assert_allclose(_curve(four, name), _curve(one, name), rtol=2e-3)
     scores = [json.loads((workdir / "result.json").read_text()) for workdir in (one, four)]
