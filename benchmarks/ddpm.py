@@ -4,8 +4,8 @@ One training step (noise, network, gradient, Adam) and a DDIM chain of 50 networ
 architecture, parameter count, batch and device on either side.
 
 On CPU the network is a U-Net of 1.7M parameters on 32x32x1 images (widths 32, 64, 64; attention with 8 heads
-of 8 at 16 and 8), float32. The peer runs eagerly and, without --quick, through `torch.compile` too; a table of
-operations says where the time goes. On a GPU it is the paper's CIFAR-10 model in bfloat16 against
+of 8 at 16 and 8), float32. The peer runs eagerly and, without --quick, through `torch.compile` too; a table
+of operations says where the time goes. On a GPU it is the paper's CIFAR-10 model in bfloat16 against
 diffusers with `torch.compile` and autocast to bfloat16, and the share of the device's peak is printed.
 """
 
