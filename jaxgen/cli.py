@@ -231,9 +231,12 @@ def parse_value(name: str, text: str, preset: Any) -> Any:
         raise UserError(f"config.{name} must be true or false, not {text!r}.")
     if isinstance(preset, int):
         try:
-            return int(text)
+            number = int(text)
         except ValueError:
             raise UserError(f"config.{name} must be a whole number, not {text!r}.") from None
+        if abs(number) >= 2**31:  # what is computed with it is int32
+            raise UserError(f"config.{name} must be below 2147483648, not {text}.")
+        return number
     if isinstance(preset, float):
         try:
             value = float(text)

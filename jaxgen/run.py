@@ -24,7 +24,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from jaxgen import cli, session
+from jaxgen import cli
 from jaxgen.types import UserError
 
 MODES = ("train", "evaluate", "sample", "report", "compare")
@@ -73,6 +73,9 @@ def run(asked: flags.FlagValues, source: str | None, config: ConfigDict | None) 
     if not asked.workdir:
         raise UserError("Say where the run's files go: --workdir=runs/NAME.")
     workdir = Path(asked.workdir).absolute()
+
+    from jaxgen import session  # here, so that the mistakes above are told a second or two earlier
+
     if asked.mode == "report":
         session.report(workdir, record_it=asked.record, tag=asked.tag)
         return
