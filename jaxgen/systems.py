@@ -125,3 +125,32 @@ def gradient_system(
         return new_state, {**metrics, **norms}
 
     return System(init, step)
+
+
+def update_system(
+    init_params: Callable[[Key, Batch], PyTree],
+    update: Callable[[PyTree, Batch, Key], tuple[PyTree, Metrics]],
+) -> System:
+    """Anything that moves its parameters by a rule of its own: an EM iteration, sums of statistics, row updates.
+
+    init_params: (key, batch) -> params
+    update: (params, batch, key) -> (the params after it, metrics); the key is that of the step
+    """
+
+    def init(key: Key, batch: Batch) -> TrainState:
+        init_key, run_key = jax.random.split(key)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=init_params(init_key, batch),
+            model_state={},
+            opt_state=(),
+            ema=None,
+            key=run_key,
+        )
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        params, metrics = update(state.params, batch, key)
+        return state._replace(step=state.step + 1, params=params), metrics
+
+    return System(init, step)

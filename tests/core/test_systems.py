@@ -97,3 +97,22 @@ def test_a_batch_that_does_not_split_is_refused():
     system = _system(accumulate=5)
     with pytest.raises(UserError, match="accumulate=5"):
         jax.eval_shape(system.step, system.init(jax.random.key(0), BATCH), BATCH)
+
+
+def test_update_system_adds_up_what_it_is_told():
+    system = systems.update_system(
+        lambda key, batch: {"sum": jnp.zeros(3)},
+        lambda params, batch, key: (
+            {"sum": params["sum"] + batch["x"].sum(axis=0)},
+            {"loss": Mean.of(jax.random.uniform(key, (1,)))},
+        ),
+    )
+    batch = {"x": np.arange(6.0, dtype=np.float32).reshape(2, 3)}
+    state = system.init(jax.random.key(0), batch)
+    losses = []
+    for _ in range(2):
+        state, metrics = jax.jit(system.step)(state, batch)
+        losses.append(float(metrics["loss"].value))
+    np.testing.assert_array_equal(state.params["sum"], [6, 10, 14])
+    assert int(state.step) == 2
+    assert losses[0] != losses[1]  # the step's key is its own
