@@ -1,10 +1,14 @@
-"""Every experiment's smoke preset, launched as a user would: trains, survives kill -9 and SIGTERM, samples.
+"""Every experiment's smoke preset, run as a user would: trains, resumes to the same bits, samples, reports.
 
-A new experiment is found by its file; nothing here names one, but for the test that a DDPM killed at random
-steps ends with the same bits.
+A new experiment is found by its file; nothing here names one, but for the tests that need processes of their
+own (kill -9, SIGTERM, two at a time), which take the DDPM: what they test is the loop's, the same for all.
+The others run in this process, through the same functions as the command line.
 """
 
+import contextlib
+import io
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -16,7 +20,8 @@ import pytest
 from command import ROOT, environment, jaxgen_command, run
 from PIL import Image
 
-from jaxgen import cli, loop, sharding
+from jaxgen import cli, loop, session, sharding
+from jaxgen import run as entry
 
 NAMES = cli.experiment_names()
 
@@ -25,20 +30,32 @@ def _config(name, preset="smoke"):
     return f"--config=experiments/{name}.py:{preset}"
 
 
+def _here(*arguments):
+    """(status, stdout, stderr) of the command, run in this process, which spares the imports."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = entry.main(["jaxgen.run", *map(str, arguments)])
+    return status, out.getvalue(), err.getvalue()
+
+
 def _digests(workdir, step):
     meta = json.loads((workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text())
     return {path: leaf["digest"] for path, leaf in meta["leaves"].items()}
 
 
+def _steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
 def _last_step(workdir):
-    return max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    return _steps(workdir)[-1]
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def finished(request, tmp_path_factory):
     """(name, workdir, stdout) of a smoke run that went through undisturbed."""
     workdir = tmp_path_factory.mktemp("runs") / request.param
-    status, stdout, stderr = run(_config(request.param), f"--workdir={workdir}")
+    status, stdout, stderr = _here(_config(request.param), f"--workdir={workdir}")
     assert status == 0, stderr
     return request.param, workdir, stdout
 
@@ -75,35 +92,52 @@ def test_pictures_open_and_are_not_blank(finished):
         assert np.asarray(Image.open(path)).std() > 0
 
 
-def test_sample_mode_is_reproducible_and_its_seed_matters(finished):
+def _files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_sampling_is_reproducible_its_seed_matters_and_scores_come_again(finished):
     name, workdir, _ = finished
     module = cli.load_experiment(f"experiments/{name}.py").module
-    if not getattr(module, "GENERATES", True):
-        pytest.skip(f"{name} generates nothing")
-    contents = []
-    for seed in (1, 1, 2):
-        status, stdout, stderr = run(
-            _config(name), f"--workdir={workdir}", "--mode=sample", f"--seed={seed}", "--num_samples=5"
-        )
-        assert status == 0, stderr
-        from pathlib import Path
-
-        contents.append(Path(stdout.split()[0]).read_bytes())
-    assert contents[0] == contents[1] != contents[2]
-
-
-def test_evaluate_mode_gives_the_same_scores_again(finished):
-    name, workdir, _ = finished
+    this_run = session.Session(
+        f"experiments/{name}.py:smoke", module.get_config("smoke"), workdir, trained=True
+    )
+    if getattr(module, "GENERATES", True):
+        drawn = []
+        for seed in (1, 1, 2):
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                this_run.sample("newest", num=5, seed=seed)
+            folder = workdir / "samples" / f"seed_{seed}"
+            assert all(str(folder) in line for line in out.getvalue().splitlines())
+            drawn.append(_files(folder))
+        assert drawn[0]
+        assert drawn[0] == drawn[1]
+        assert drawn[0] != drawn[2]
     before = json.loads((workdir / "result.json").read_text())
-    status, _, stderr = run(_config(name), f"--workdir={workdir}", "--mode=evaluate")
-    assert status == 0, stderr
+    this_run.evaluate("newest")
     assert json.loads((workdir / "result.json").read_text()) == before
+
+
+def test_going_on_from_an_earlier_checkpoint_gives_the_same_bits(finished, tmp_path):
+    name, whole, _ = finished
+    again = tmp_path / "run"
+    shutil.copytree(whole, again, ignore=shutil.ignore_patterns("needs", "samples", "result.json"))
+    _, *later = _steps(again)
+    assert later, "a smoke preset keeps two checkpoints, so that a test can go on from the first"
+    for step in later:
+        shutil.rmtree(again / "checkpoints" / str(step))
+    mesh = sharding.make_mesh()
+    module = cli.load_experiment(f"experiments/{name}.py").module
+    loop.train(module.build(module.get_config("smoke"), mesh), again, mesh)
+    assert _digests(again, later[-1]) == _digests(whole, later[-1])
+    steps = [json.loads(line)["step"] for line in (again / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
 
 
 def test_other_preset_in_the_same_workdir_is_refused(finished):
     name, workdir, _ = finished
     before = sorted((path, path.stat().st_mtime_ns) for path in workdir.rglob("*"))
-    status, _, stderr = run(_config(name), f"--workdir={workdir}", "--config.seed=7")
+    status, _, stderr = _here(_config(name), f"--workdir={workdir}", "--config.seed=7")
     assert status == 2
     assert stderr.count("\n") == 1
     assert "seed is 0 there and 7 now" in stderr
@@ -134,22 +168,30 @@ def _has_checkpoint(workdir):
     return lambda: any(path.name.isdigit() for path in workdir.glob("checkpoints/[1-9]*"))
 
 
-def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_bits(finished, tmp_path):
-    name, whole, _ = finished
-    process = _start(name, tmp_path / "run")
-    _wait_until(_has_checkpoint(tmp_path / "run"), process)
+# The judge's training and many samples would take longer than what is looked at.
+UNJUDGED = ("--config.evaluation.classifier=", "--config.evaluation.num_likelihood=16")
+
+
+def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_bits(tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    mesh = sharding.make_mesh()
+    module = cli.load_experiment("experiments/ddpm.py").module
+    loop.train(module.build(module.get_config("smoke"), mesh), whole, mesh)
+    process = _start("ddpm", stopped, *UNJUDGED)
+    _wait_until(_has_checkpoint(stopped), process)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=240)
     if process.returncode != 0:  # 0: it had finished before the signal came
         assert process.returncode == 128 + signal.SIGTERM, stderr
         assert "the same command goes on" in stderr
         assert "Traceback" not in stderr
-        status, _, stderr = run(_config(name), f"--workdir={tmp_path / 'run'}")
+        status, _, stderr = run(_config("ddpm"), f"--workdir={stopped}", *UNJUDGED)
         assert status == 0, stderr
-    assert _digests(tmp_path / "run", _last_step(whole)) == _digests(whole, _last_step(whole))
+    assert _digests(stopped, _last_step(whole)) == _digests(whole, _last_step(whole))
 
 
 LONGER = (
+    *UNJUDGED,
     "--config.train.num_steps=60",
     "--config.train.checkpoint_every=4",
     "--config.train.validate_every=20",
@@ -157,15 +199,15 @@ LONGER = (
 
 
 def test_ddpm_killed_at_random_steps_ends_with_the_same_bits(tmp_path):
-    """kill -9 three times, each at a random moment after some progress, then to the end."""
+    """kill -9 twice, each at a random moment after some progress, then to the end."""
     status, _, stderr = run(_config("ddpm"), f"--workdir={tmp_path / 'whole'}", *LONGER)
     assert status == 0, stderr
     rng = np.random.default_rng()  # another moment at every run of the test
     killed = tmp_path / "killed"
     seen = [0]
-    for _ in range(3):
+    for _ in range(2):
         process = _start("ddpm", killed, *LONGER)
-        goal = min(seen[-1] + int(rng.integers(1, 16)), 56)
+        goal = min(seen[-1] + int(rng.integers(1, 24)), 56)
 
         def came_so_far(goal=goal):
             return (killed / "checkpoints").is_dir() and _last_step_or_0(killed) >= goal
@@ -182,6 +224,7 @@ def test_ddpm_killed_at_random_steps_ends_with_the_same_bits(tmp_path):
     module = cli.load_experiment("experiments/ddpm.py").module
     config = module.get_config("smoke")
     config.train.num_steps = 60
+    config.evaluation.classifier = ""
     mesh = sharding.make_mesh()
     experiment = module.build(config, mesh)
     for workdir in (tmp_path / "whole", killed):
@@ -213,10 +256,10 @@ def test_two_runs_on_one_workdir(tmp_path):
 
 def test_compare_and_report_need_no_config(finished):
     name, workdir, _ = finished
-    status, stdout, stderr = run(f"--workdir={workdir}", "--mode=report")
+    status, stdout, stderr = _here(f"--workdir={workdir}", "--mode=report")
     assert status == 0, stderr
     assert "report.html" in stdout
-    status, _, stderr = run(f"--workdir={workdir}", "--mode=compare")
+    status, _, stderr = _here(f"--workdir={workdir}", "--mode=compare")
     assert status == 2
     assert f"{name}_smoke.json" in stderr
 
