@@ -91,6 +91,7 @@ def _observe(module, config, folder, monkeypatch, depth="everything"):
             return written
         key = jax.random.key(0)
         state = jax.eval_shape(experiment.system.init, key, batch)
+        written.append(_program(experiment.system.init, key, batch))
         written += [str(state), _program(experiment.system.step, state, batch)]
         if depth == "step":
             return written

@@ -81,7 +81,7 @@ _conv_with_own_gradient.defvjp(_conv_forward, _conv_backward)
 
 
 class Conv(nn.Module):
-    """`conv2d` with a learned `kernel` `[size, size, C, features]` and `bias` `[features]`.
+    """`conv2d` with a learned `kernel` `[size, size, C, features]` and, with `use_bias`, `bias` `[features]`.
 
     Padding is half the size on each side, so that stride 1 keeps the image's size, unless given.
     """
@@ -90,6 +90,7 @@ class Conv(nn.Module):
     size: int = 3
     stride: int = 1
     padding: Padding | None = None
+    use_bias: bool = True
     kernel_init: Callable[..., Any] = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -98,8 +99,10 @@ class Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
         half = self.size // 2
         padding = self.padding if self.padding is not None else ((half, half), (half, half))
         y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), self.param_dtype)
         return y + bias.astype(self.dtype)[None, None, None]

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from jaxgen.types import Array, Batch, Key, Mean, Metrics, PyTree, UserError
 
-# (params, image [B, H, W, C], key) -> logits [B, K]; key None means evaluation: no dropout.
-ApplyFn = Callable[[PyTree, Array, Key | None], Array]
+# (params, model_state, image [B, H, W, C], key) -> (logits [B, K], model_state); key None means evaluation:
+# no dropout, and running statistics are used and left as they are.
+ApplyFn = Callable[[PyTree, PyTree, Array, Key | None], tuple[Array, PyTree]]
 # A LossFn that takes no key too.
 KeylessLossFn = Callable[[PyTree, PyTree, Batch, Key | None], tuple[Array, tuple[Metrics, PyTree]]]
 
@@ -56,8 +57,8 @@ def make_loss(apply: ApplyFn, *, label_smoothing: float = 0.0) -> KeylessLossFn:
     """The loss of a classifier: the mean (label-smoothed) cross-entropy over the batch.
 
     Reads `image` `[B, H, W, C]`, `label` `[B]` and, where there is one, `mask` `[B]` (1: counts, 0: padding).
-    Metrics: `loss` (nats) and `accuracy` in [0, 1]. The model state is handed on untouched. The key, which
-    may be None for evaluation, goes to `apply` as it is.
+    Metrics: `loss` (nats) and `accuracy` in [0, 1]. The key, which may be None for evaluation, goes to
+    `apply` as it is.
 
     Raises:
         UserError: `label_smoothing` is not in [0, 1).
@@ -66,7 +67,7 @@ def make_loss(apply: ApplyFn, *, label_smoothing: float = 0.0) -> KeylessLossFn:
         raise UserError(f"label_smoothing is {label_smoothing}; give a value >= 0 and < 1.")
 
     def loss_fn(params: PyTree, model_state: PyTree, batch: Batch, key: Key | None):
-        logits = apply(params, batch["image"], key)
+        logits, model_state = apply(params, model_state, batch["image"], key)
         mask = batch.get("mask")
         loss = Mean.of(label_smoothed_cross_entropy(logits, batch["label"], label_smoothing), mask)
         accuracy = Mean.of(jnp.argmax(logits, axis=-1) == batch["label"], mask)

@@ -11,10 +11,10 @@ from jaxgen.objectives.classification import cross_entropy, label_smoothed_cross
 from jaxgen.types import UserError
 
 
-def linear(params, image, key):
+def linear(params, model_state, image, key):
     """A network of one matrix; with a key it adds noise, as dropout would."""
     logits = image.reshape(image.shape[0], -1) @ params
-    return logits if key is None else logits + jax.random.normal(key, logits.shape)
+    return logits if key is None else logits + jax.random.normal(key, logits.shape), model_state
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_shapes_that_do_not_fit_are_refused():
 
 def test_loss_and_metrics(batch, params):
     loss, (metrics, state) = make_loss(linear)(params, {"kept": 1}, batch, None)
-    logits = linear(params, batch["image"], None)
+    logits, _ = linear(params, {}, batch["image"], None)
     expected = jnp.mean(cross_entropy(logits, batch["label"]))
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
     assert float(metrics["loss"].value) == pytest.approx(float(expected), rel=1e-6)
