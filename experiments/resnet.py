@@ -4,8 +4,8 @@
   ... --config.model.residual=False                      # the plain network of the same depth
   ... --mode=evaluate --config.evaluation.deleted=3,     # without its block number 3 (Veit et al. 2016)
 
-digits: 2 minutes on 2 CPU cores, test error about 2 %. cifar10 is the published setting (error 8.75 % for 20
-layers), but for the input, which is scaled to [-1, 1] where the paper subtracts the mean of each pixel.
+digits: half a minute on 2 CPU cores, test error 0.8 % of 360. cifar10 is the published setting (error 8.75 %
+for 20 layers), but for the input, which is scaled to [-1, 1] where the paper subtracts each pixel's mean.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ PRESETS = {
             "evaluation.batch_size": 40,
         },
     ),
-    "digits": Preset("2 CPU cores", 2, "test error 2 %", {}),
+    "digits": Preset("2 CPU cores", 0.5, "test error 0.8 %", {}),
     "fashion_mnist": Preset(
         "1 GPU",
         10,

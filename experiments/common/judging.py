@@ -15,9 +15,11 @@ from experiments import classifier
 from jaxgen import data, sharding
 from jaxgen.metrics.classification import class_entropy, class_histogram, share_recognised
 from jaxgen.metrics.frechet import FeatureStatistics, frechet_between
+from jaxgen.metrics.generation import kernel_distance, precision_and_recall
 from jaxgen.types import Array, Need, PyTree, Score, Scores, TrainState
 
 _RECOGNISED = 0.9
+_MOST_PAIRED = 10_000  # precision, recall and the kernel distance look at all pairs of so many images at most
 
 
 def classifier_need(preset: str, *, workdir: str, source: str, mesh: jax.sharding.Mesh) -> Need:
@@ -70,16 +72,10 @@ class ImageJudge:
         self._train, self._test = train, test
         self.name = f"classifier {preset} {_weights_hash(params)}"
 
-    def _see(self, images: Iterable[np.ndarray]) -> tuple[FeatureStatistics, np.ndarray]:
-        """Feature statistics and class probabilities [N, K] of batches of images."""
-        statistics, probabilities = None, []
-        for rows in images:
-            features, p = self._look(jnp.asarray(rows))
-            batch = FeatureStatistics.of(np.asarray(features))
-            statistics = batch if statistics is None else statistics.merge(batch)
-            probabilities.append(np.asarray(p))
-        assert statistics is not None
-        return statistics, np.concatenate(probabilities)
+    def _see(self, images: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Features [N, D] and class probabilities [N, K] of batches of images."""
+        features, probabilities = zip(*(self._look(jnp.asarray(rows)) for rows in images), strict=True)
+        return np.concatenate(features), np.concatenate(probabilities)
 
     def _batches(self, images: np.ndarray) -> Iterable[np.ndarray]:
         return (images[i : i + self._batch_size] for i in range(0, len(images), self._batch_size))
@@ -103,8 +99,13 @@ class ImageJudge:
         of_samples, p_samples = self._see(self._batches(samples))
         of_test, p_test = self._see(self._real(self._test, num_test))
         of_floor, _ = self._see(self._real(self._train, num_floor))
-        distance = frechet_between(of_samples, of_test, num_samples=num, num_reference=num_test)
-        floor = frechet_between(of_floor, of_test, num_samples=num_floor, num_reference=num_test)
+        gaussian = FeatureStatistics.of(of_test)
+        distance, floor = (
+            frechet_between(FeatureStatistics.of(x), gaussian, num_samples=n, num_reference=num_test)
+            for x, n in ((of_samples, num), (of_floor, num_floor))
+        )
+        few_samples, few_test, few_floor = (x[:_MOST_PAIRED] for x in (of_samples, of_test, of_floor))
+        of_pairs = min(num, _MOST_PAIRED)
         num_classes = p_samples.shape[1]
 
         def entropy(p: np.ndarray) -> float:
@@ -125,6 +126,23 @@ class ImageJudge:
             "frechet_distance": Score(
                 distance, f"squared feature distance, {self.name}", num, False, floor, against
             ),
+            "kernel_distance": Score(
+                kernel_distance(few_samples, few_test),
+                f"squared kernel distance, {self.name}",
+                of_pairs,
+                False,
+                kernel_distance(few_floor, few_test),
+                against,
+            ),
+            **{
+                name: Score(value, f"share, {self.name}", of_pairs, True, at_floor, against)
+                for name, value, at_floor in zip(
+                    ("precision", "recall"),
+                    precision_and_recall(few_samples, few_test),
+                    precision_and_recall(few_floor, few_test),
+                    strict=True,
+                )
+            },
             "class_entropy": Score(
                 entropy(p_samples), f"nats, {self.name}", num, True, entropy(p_test), real
             ),
