@@ -28,6 +28,13 @@ def at_least(config: ConfigDict, least: float, *fields: str) -> None:
                 raise UserError(f"{field} must be at least {least}, not {number}.")
 
 
+def at_most(config: ConfigDict, most: float, *fields: str) -> None:
+    """UserError where a field is above `most`, which the data set."""
+    for field in fields:
+        if _value(config, field) > most:
+            raise UserError(f"{field} must be at most {most} with these data, not {_value(config, field)}.")
+
+
 def in_range(config: ConfigDict, low: float, high: float, *fields: str, closed: bool = False) -> None:
     """UserError where a field is not in [low, high), or with `closed` in [low, high]."""
     for field in fields:
@@ -44,27 +51,32 @@ def one_of(config: ConfigDict, choices: Iterable[str], *fields: str) -> None:
             raise unknown(field, _value(config, field), choices)
 
 
-def check_base(config: ConfigDict) -> None:
-    """The groups of `common.base_config`."""
+def check_data(config: ConfigDict) -> None:
+    """The seed and the groups `data` and `train` of `common.base_config`."""
     at_least(config, 0, "seed")
-    at_least(config, 1, "data.batch_size", "optim.accumulate", "optim.decay_steps")
-    in_range(config, 0, 1, "optim.ema_decay")
-    one_of(config, get_args(optim.ScheduleName), "optim.schedule")
-    one_of(config, get_args(optim.OptimizerName), "optim.optimizer")
+    at_least(config, 1, "data.batch_size")
     names = common.augmentations(config.data)
     for name in names:
         if name not in data.AUGMENTATIONS:
             raise unknown("data.augment", name, tuple(data.AUGMENTATIONS))
     if len(set(names)) < len(names):
         raise UserError(f"data.augment names one twice: {config.data.augment}.")
+    common.loop_settings(config.train)  # looks at its fields itself
+
+
+def check_base(config: ConfigDict) -> None:
+    """The groups of `common.base_config`."""
+    check_data(config)
+    at_least(config, 1, "optim.accumulate", "optim.decay_steps")
+    in_range(config, 0, 1, "optim.ema_decay")
+    one_of(config, get_args(optim.ScheduleName), "optim.schedule")
+    one_of(config, get_args(optim.OptimizerName), "optim.optimizer")
     if config.data.batch_size % config.optim.accumulate:
         raise UserError(
             f"optim.accumulate={config.optim.accumulate} does not divide data.batch_size="
             f"{config.data.batch_size}."
         )
-    # These two look at their fields themselves.
-    common.make_optimizer(config.optim, num_steps=config.train.num_steps)
-    common.loop_settings(config.train)
+    common.make_optimizer(config.optim, num_steps=config.train.num_steps)  # looks at its fields itself
 
 
 def check_best_metric(name: str, metrics: LossFn, system: System, batch: Mapping[str, Any]) -> None:

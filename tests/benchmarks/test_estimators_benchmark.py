@@ -1,11 +1,11 @@
-"""The cases of benchmarks/estimators.py at a tiny size: both sides fit the same thing, which each case checks."""
+"""The cases of benchmarks/estimators.py at a tiny size; each checks that both sides fit the same."""
 
 import pytest
 
 pytest.importorskip("sklearn")
 pytest.importorskip("hmmlearn", reason="the comparison needs hmmlearn: install jaxgen[peers]")
 
-from benchmarks import estimators  # noqa: E402
+from benchmarks import estimators
 
 
 @pytest.mark.parametrize(
