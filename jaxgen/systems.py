@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +131,7 @@ def update_system(
     init_params: Callable[[Key, Batch], PyTree],
     update: Callable[[PyTree, Batch, Key], tuple[PyTree, Metrics]],
 ) -> System:
-    """Anything that moves its parameters by a rule of its own: an EM iteration, sums of statistics, row updates.
+    """Anything that moves its parameters by a rule of its own: EM iterations, sums of statistics, row updates.
 
     init_params: (key, batch) -> params
     update: (params, batch, key) -> (the params after it, metrics); the key is that of the step
@@ -154,3 +154,30 @@ def update_system(
         return state._replace(step=state.step + 1, params=params), metrics
 
     return System(init, step)
+
+
+def row_descent(
+    loss: Callable[[Mapping[str, jax.Array]], jax.Array],
+    tables: Mapping[str, jax.Array],
+    look_ups: Mapping[str, tuple[str, jax.Array]],
+    rate: jax.Array,
+) -> dict[str, jax.Array]:
+    """One step of gradient descent that touches only the rows a loss looks at.
+
+    loss: {name: rows [..., D]} -> scalar
+    tables: {table: [V, D]}
+    look_ups: {name: (table, row numbers [...])}; a row looked up several times gets the sum of its gradients
+    rate: scalar
+
+    All of a table's rows are written by a single scatter: with two in turn XLA on CPU copies the table.
+    """
+    rows = {name: tables[table][numbers] for name, (table, numbers) in look_ups.items()}
+    gradient = jax.grad(loss)(rows)
+    moved = dict(tables)
+    for table in tables:
+        names = [name for name, (where, _) in look_ups.items() if where == table]
+        if names:
+            numbers = jnp.concatenate([look_ups[name][1].reshape(-1) for name in names])
+            steps = jnp.concatenate([gradient[name].reshape(-1, gradient[name].shape[-1]) for name in names])
+            moved[table] = tables[table].at[numbers].add(-rate * steps)
+    return moved

@@ -122,8 +122,10 @@ def _other_value(value):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Other images of the digits' shape, for data.source."""
+    """Other images of the digits' shape, and other words, for data.source."""
     path = tmp_path_factory.mktemp("images")
+    (path / "words.txt").write_text("The quick brown fox jumps over the lazy dog\n" * 40)
+    (path / "others.txt").write_text("To be or not to be that is the question\n" * 40)
     rng = np.random.default_rng(0)
     np.savez(
         path / "images.npz",
@@ -155,8 +157,8 @@ def test_changing_a_field_changes_what_is_done(name, field, folder, tmp_path, mo
     flat = recorded.flatten(module.get_config("smoke").to_dict())
     value, context = getattr(module, "FIELD_CHECKS", {}).get(field, (None, {}))
     value = _other_value(flat[field]) if value is None else value
-    if isinstance(value, str):
-        value = value.format(folder=folder)
+    fill = lambda value: value.format(folder=folder) if isinstance(value, str) else value
+    value, context = fill(value), {name: fill(value) for name, value in context.items()}
     for depth in DEPTHS:
         before = (name, depth, str(sorted(context.items())))
         if before not in _SEEN:

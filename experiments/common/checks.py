@@ -28,6 +28,13 @@ def at_least(config: ConfigDict, least: float, *fields: str) -> None:
                 raise UserError(f"{field} must be at least {least}, not {number}.")
 
 
+def above(config: ConfigDict, bound: float, *fields: str) -> None:
+    """UserError where a field is not above `bound`."""
+    for field in fields:
+        if not _value(config, field) > bound:
+            raise UserError(f"{field} must be above {bound}, not {_value(config, field)}.")
+
+
 def at_most(config: ConfigDict, most: float, *fields: str) -> None:
     """UserError where a field is above `most`, which the data set."""
     for field in fields:

@@ -1,0 +1,161 @@
+"""word2vec against gensim: raw words a second, and the vectors' accuracy, on the same text and settings.
+
+  python -m benchmarks.word2vec [--quick] [--record] [--text=FILE] [--runs=DIR --seeds=1,2,3]
+
+200 dimensions, 5 negatives, subsampling 1e-3, min_count 5, rate 0.025 to 0.0001, windows 5 and 8, skip-gram
+and CBOW, 5 epochs, 2 workers for gensim in its fastest mode (corpus_file). Speed is measured in turn, in this
+process, on the first words of the text, without making the vocabulary. With --runs each side also trains on
+the whole text, a run per seed, and answers the analogies and WordSim-353 by the same code; a run's figures
+stay in DIR, so that a stopped benchmark goes on. Without --text the text is wiki100m of JAXGEN_DATA_DIR.
+
+The floor of a skip-gram update by pieces of T = 32 words, windows of 5 and K = 16 shared negatives at D = 200
+is 6 D (T + 10 + K) = 70 kFLOP for a word kept of 1.34 read, and about 6 rows of 800 bytes read and written.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import timing
+from experiments import word2vec
+from experiments.common import word_vectors
+from jaxgen import data, sharding
+
+EPOCHS, LINE = 5, 10_000  # gensim takes lines of at most 10,000 words
+CASES = (("skip_gram", 5, 6.0), ("skip_gram", 8, 6.0), ("cbow", 5, 3.0), ("cbow", 8, 3.0))
+
+
+def text_in_lines(source: Path, target: Path, num_words: int | None) -> int:
+    """The first words of a text as lines of LINE words, for both sides; returns how many."""
+    all_words = source.read_text(encoding="utf-8").split()[:num_words]
+    lines = (" ".join(all_words[start : start + LINE]) for start in range(0, len(all_words), LINE))
+    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return len(all_words)
+
+
+def settings(architecture: str, window: int, seed: int, path: Path) -> Any:
+    """The config of the preset wiki with this text."""
+    config = word2vec.get_config("wiki")
+    config.data.source, config.data.path, config.data.lowercase = "file", str(path), False
+    config.model.architecture, config.model.window, config.seed = architecture, window, seed
+    return config
+
+
+def ours(config: Any) -> Callable[[], Any]:
+    """A function that trains all epochs, from where it is, and returns the state."""
+    experiment = word2vec.build(config, sharding.make_mesh())
+    step = jax.jit(experiment.system.step, donate_argnums=0)
+    state = jax.jit(experiment.system.init)(jax.random.key(config.seed), experiment.train_batch(0))
+    pieces: Any = experiment.train_batch
+
+    def train() -> Any:
+        nonlocal state
+        first = lambda stacked: {name: field[0] for name, field in stacked.items()}
+        for _, batch in data.prefetch(pieces, ((number, 1) for number in range(pieces.num_steps)), first):
+            state, _ = step(state, batch)
+        return jax.block_until_ready(state)
+
+    return train
+
+
+def theirs(config: Any, path: Path, epochs: int) -> tuple[Any, Callable[[], Any]]:
+    """gensim's model with its vocabulary made, and a function that trains it on the text."""
+    from gensim.models import Word2Vec
+
+    model = Word2Vec(
+        vector_size=config.model.dim,
+        window=config.model.window,
+        negative=config.objective.negatives,
+        sample=config.data.subsample,
+        min_count=config.data.min_count,
+        alpha=config.train.learning_rate,
+        min_alpha=config.train.last_learning_rate,
+        sg=int(config.model.architecture == "skip_gram"),
+        workers=2,
+        seed=config.seed,
+    )
+    model.build_vocab(corpus_file=str(path))
+    return model, lambda: model.train(
+        corpus_file=str(path), total_words=model.corpus_total_words, epochs=epochs
+    )
+
+
+def accuracy(library: str, architecture: str, window: int, seed: int, path: Path) -> dict[str, Any]:
+    """Analogies and WordSim-353 after EPOCHS epochs on the whole text."""
+    config = settings(architecture, window, seed, path)
+    start = time.perf_counter()
+    if library == "gensim":
+        model, train = theirs(config, path, EPOCHS)
+        train()
+        vectors, vocabulary = model.wv.vectors, tuple(model.wv.index_to_key)
+    else:
+        train = ours(config)
+        vectors = np.asarray(train().params["input"])
+        vocabulary = word_vectors.load_corpus(config.data).vocabulary.words
+    seconds = time.perf_counter() - start
+    scores = word_vectors.scores(vectors, vocabulary)
+    return {
+        **{name: {"value": score.value, "n": score.n} for name, score in scores.items()},
+        "seconds": round(seconds, 1),
+    }
+
+
+def main() -> None:
+    """Speed, and with --runs accuracy."""
+    flags = timing.parser(__doc__ or "")
+    flags.add_argument("--text", type=Path, help="a text file of words apart by spaces")
+    flags.add_argument("--runs", type=Path, help="the folder that keeps each run's accuracy")
+    flags.add_argument("--seeds", default="1,2,3")
+    asked = flags.parse_args()
+    timing.require("gensim")
+    warnings.simplefilter("ignore")
+    source = asked.text or word_vectors.text_file("wiki", "", lowercase=False)
+    cache = word_vectors.cache_dir() / "benchmarks"
+    cache.mkdir(parents=True, exist_ok=True)
+    part = cache / "part.txt"
+    num_words = text_in_lines(source, part, 1_000_000 if asked.quick else 4_000_000)
+    cases = []
+    for architecture, window, goal in CASES:
+        config = settings(architecture, window, 1, part)
+        config.data.stretch = 8192 if not asked.quick else 4096
+        train = ours(config)
+        _, peer = theirs(config, part, EPOCHS)
+        cases.append(
+            timing.compare(
+                f"{architecture}, window {window}",
+                train,
+                peer,
+                work=EPOCHS * num_words,
+                unit="raw words/s",
+                goal=goal,
+                rounds=3 if asked.quick else 5,
+                seconds=60.0,
+            )
+        )
+    notes: dict[str, Any] = {"words": num_words, "epochs": EPOCHS}
+    if asked.runs:
+        asked.runs.mkdir(parents=True, exist_ok=True)
+        whole = cache / "whole.txt"
+        text_in_lines(source, whole, None)
+        for seed, (architecture, window, _), library in itertools.product(
+            asked.seeds.split(","), CASES, ("jaxgen", "gensim")
+        ):
+            kept = asked.runs / f"{library}_{architecture}_{window}_{seed}.json"
+            if not kept.is_file():
+                kept.write_text(json.dumps(accuracy(library, architecture, window, int(seed), whole)))
+            notes[kept.stem] = json.loads(kept.read_text())
+            print(kept.stem, notes[kept.stem], flush=True)
+    timing.report("word2vec", cases, ("gensim", "numpy"), asked.record, notes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""What experiments on words have in common: the text they are trained on, and the judges of word vectors."""
+
+from __future__ import annotations
+
+import bz2
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from jaxgen.data.cache import cache_dir, write_text
+from jaxgen.estimators import linear
+from jaxgen.interop.word2vec import write_word2vec
+from jaxgen.metrics import words as judges
+from jaxgen.types import Score, Scores, UserError
+from jaxgen.words.text import Corpus, encode_file
+from jaxgen.words.vocabulary import Vocabulary
+
+SOURCES = ("pydocs", "wiki", "file")
+ANALOGY_WORDS = 30_000  # the vocabulary that answers are chosen from, as the C program's default
+_SIMILARITIES = {
+    "wordsim353": "EN-WS-353-ALL.txt",
+    "men": "EN-MEN-TR-3k.txt",
+    "simlex999": "EN-SIMLEX-999.txt",
+}
+
+
+def load_corpus(config: ConfigDict) -> Corpus:
+    """The text that config.data describes, encoded once and kept in the cache."""
+    path = text_file(config.source, config.path, config.lowercase)
+    settings = f"{config.min_count}_{config.max_size}"
+    directory = cache_dir() / "corpora" / f"{_name_of(path)}_{settings}"
+    return encode_file(path, directory, min_count=config.min_count, max_size=config.max_size)
+
+
+def _name_of(path: Path) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", str(path.absolute())).strip("_")[-100:]
+
+
+def text_file(source: str, path: str, lowercase: bool) -> Path:
+    """A UTF-8 file of words apart by spaces, made where the source is none yet."""
+    if source == "file":
+        if not path:
+            raise UserError("data.source=file needs the name of the text: --config.data.path=FILE.")
+        return _lowered(Path(path).expanduser()) if lowercase else Path(path).expanduser()
+    texts = cache_dir() / "texts"
+    if source == "pydocs":
+        made = texts / ("pydocs_lower.txt" if lowercase else "pydocs.txt")
+        text = _python_documentation()
+        text = text.lower() if lowercase else text
+        if not made.is_file() or made.read_text(encoding="utf-8") != text:
+            write_text(made, text)
+        return made
+    folder = os.environ.get("JAXGEN_DATA_DIR", "")
+    packed = Path(folder) / "wiki100m" / "enwiki_100m.txt.bz2"
+    if not folder or not packed.is_file():
+        raise UserError(
+            f"The text wiki is not at {packed}: give the folder that holds wiki100m/ as --data_dir, or train "
+            "on your own text with data.source=file."
+        )
+    made = texts / "enwiki_100m.txt"
+    if not made.is_file():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        temporary = made.with_suffix(f".{os.getpid()}")
+        with bz2.open(packed) as whole, temporary.open("wb") as file:
+            shutil.copyfileobj(whole, file)
+        temporary.replace(made)
+    return made
+
+
+def _lowered(path: Path) -> Path:
+    """A lower-case copy of a text in the cache, made again when the text changes."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    if not path.is_file():
+        raise UserError(f"{path} is no text file.")
+    made = cache_dir() / "texts" / f"{_name_of(path)}_{status.st_size}_{status.st_mtime_ns}.txt"
+    if not made.is_file():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        temporary = made.with_suffix(f".{os.getpid()}")
+        try:
+            with path.open(encoding="utf-8") as text, temporary.open("w", encoding="utf-8") as file:
+                while piece := text.read(1 << 22):
+                    file.write(piece.lower())
+        except UnicodeDecodeError as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(f"{path} is not UTF-8 text: save it as UTF-8.") from error
+        temporary.replace(made)
+    return made
+
+
+def _python_documentation() -> str:
+    """The words of the reference text inside the running CPython, a paragraph a line."""
+    from pydoc_data import topics
+
+    paragraphs = "\n\n".join(topics.topics[name] for name in sorted(topics.topics)).split("\n\n")
+    return "\n".join(" ".join(re.findall(r"[^\W\d_]+", paragraph)) for paragraph in paragraphs) + "\n"
+
+
+def scores(vectors: np.ndarray, words: Sequence[str]) -> Scores:
+    """Analogies and similarities of the vectors, for as many of the sets as are at hand and know the words.
+
+    vectors: float [V, D]; words: the most frequent first.
+    """
+    folder = Path(os.environ.get("JAXGEN_DATA_DIR", "")) / "wordsim"
+    found: dict[str, Score] = {}
+    if (folder / "questions-words.txt").is_file():
+        table = judges.Vectors(vectors, words, restrict=ANALOGY_WORDS, fold_case=True)
+        questions = judges.read_analogies(folder / "questions-words.txt")
+        total = judges.analogies(table, questions)["total"]
+        if total.asked:
+            of = f"{total.out_of_vocabulary:,} out of the {min(len(words), ANALOGY_WORDS):,} words"
+            found["analogies"] = Score(total.accuracy, f"share, 3CosAdd, {of}", total.asked, True)
+    for name, file in _SIMILARITIES.items():
+        if (folder / file).is_file():
+            table = judges.Vectors(vectors, words, fold_case=True)
+            score = judges.similarity(table, judges.read_similarities(folder / file))
+            if score.num_pairs > 2 and np.isfinite(score.rho):
+                of = f"{score.out_of_vocabulary:,} pairs out of vocabulary"
+                found[name] = Score(score.rho, f"Spearman, {of}", score.num_pairs, True)
+    return found
+
+
+def write(vectors: np.ndarray, vocabulary: Vocabulary, directory: Path, num: int) -> list[Path]:
+    """vectors.txt for gensim and others, neighbours of `num` words, and the picture of a plane of words."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = [directory / name for name in ("vectors.txt", "neighbours.txt", "plane.png")]
+    write_word2vec(paths[0], vocabulary.words, vectors, binary=False)
+    table = judges.Vectors(vectors, vocabulary.words)
+    # Words of the middle: the most frequent ones are of all company.
+    chosen = [word for word in vocabulary.words[len(vocabulary) // 50 :] if len(word) > 3][:num]
+    lines = [
+        f"{word}: {', '.join(near for near, _ in judges.nearest_neighbours(table, word, num=8))}"
+        for word in chosen
+    ]
+    paths[1].write_text("\n".join(lines) + "\n", encoding="utf-8")
+    _plane(table, vocabulary.words[: max(60, num)], paths[2])
+    return paths
+
+
+def _plane(table: judges.Vectors, words: Sequence[str], path: Path) -> None:
+    """The words in the plane of their first two principal components."""
+    rows = table.unit[table.rows(words)]
+    points = np.asarray(linear.encode(linear.fit_pca(rows, min(2, *rows.shape)), rows))
+    figure = Figure(figsize=(8, 6))
+    axes = figure.subplots()
+    axes.scatter(points[:, 0], points[:, -1], s=4)
+    for word, point in zip(words, points, strict=True):
+        axes.annotate(word.replace("$", r"\$"), (point[0], point[-1]), fontsize=7)
+    axes.set_axis_off()
+    figure.savefig(path, dpi=100, metadata={"Software": None})

@@ -1,0 +1,174 @@
+"""What word2vec is trained on, its row-wise step, and a planted structure that it finds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import word2vec
+from jaxgen import sharding, systems
+from jaxgen.objectives.word2vec import noise_distribution
+from jaxgen.types import UserError
+from jaxgen.words.pieces import Pieces
+from jaxgen.words.text import Corpus, encode_file
+from jaxgen.words.vocabulary import Vocabulary
+
+
+def _corpus(sentences):
+    tokens = np.concatenate(sentences).astype(np.int32)
+    counts = np.bincount(tokens)
+    words = tuple(f"w{number}" for number in range(len(counts)))
+    starts = np.cumsum([0, *map(len, sentences)])
+    return Corpus(tokens, starts, Vocabulary(words, counts.astype(np.int64)), "0" * 64)
+
+
+def _pieces(corpus, **changes):
+    noise = noise_distribution(corpus.vocabulary.counts, 0.75)
+    settings = {
+        "num_streams": 2, "stretch": 10, "piece": 4, "window": 2, "subsample": 0.0, "noise": noise,
+        "negatives": 3, "rates": (0.1, 0.0), "epochs": 5.0, "seed": 0,
+    }  # fmt: skip
+    return Pieces(corpus, **{**settings, **changes})
+
+
+@pytest.fixture
+def corpus():
+    return _corpus([np.arange(7), np.arange(7, 12), np.arange(12, 40) % 23])
+
+
+def test_a_step_covers_its_stretch_of_each_stream_in_order(corpus):
+    pieces = _pieces(corpus)
+    for step in (0, 1, 2, 3):
+        batch = pieces(step)
+        middle = batch["tokens"][:, :, 2:-2].reshape(2, -1)
+        begin = step * 10 % 20
+        for stream in range(2):
+            first = 20 * stream + begin
+            np.testing.assert_array_equal(middle[stream, :10], corpus.tokens[first : first + 10])
+        assert batch["rate"][0] == pytest.approx(0.1 * (1 - (step + 0.5) / 10))
+    whole = batch["tokens"].reshape(2, -1, 8)
+    np.testing.assert_array_equal(whole[:, :-1, 4:], whole[:, 1:, :4])  # pieces overlap by two windows
+
+
+def test_windows_stay_in_the_sentence_and_in_the_text(corpus):
+    pieces = _pieces(corpus, stretch=20, window=3)
+    sentence = np.searchsorted(corpus.starts, np.arange(40), side="right") - 1
+    sizes = set()
+    for step in range(5):
+        batch = pieces(step)
+        for stream in range(2):
+            left, right = (batch[name][stream].reshape(-1) for name in ("left", "right"))
+            assert not left[20:].any()
+            assert not right[20:].any()
+            for place in range(20):
+                here = stream * 20 + place
+                reach = np.arange(here - left[place], here + right[place] + 1)
+                assert set(sentence[reach]) == {sentence[here]}
+                assert stream * 20 <= reach[0]
+                assert reach[-1] < stream * 20 + 20
+                sizes.add(int(max(left[place], right[place])))
+    assert sizes >= {1, 2, 3}  # drawn anew for each place
+
+
+def test_pieces_are_a_function_of_seed_and_step_and_of_the_process_share(corpus):
+    pieces, other = _pieces(corpus), _pieces(corpus, seed=1)
+    for name, field in pieces(3).items():
+        np.testing.assert_array_equal(field, _pieces(corpus)(3)[name])
+    assert (pieces(3)["negatives"] != other(3)["negatives"]).any()
+    halves = [_pieces(corpus, rows=slice(i, i + 1))(3) for i in range(2)]
+    for name, field in pieces(3).items():
+        np.testing.assert_array_equal(field, np.concatenate([half[name] for half in halves]))
+
+
+def test_subsampling_and_negatives_have_their_frequencies():
+    rng = np.random.default_rng(0)
+    tokens = rng.choice(4, 40_000, p=[0.7, 0.2, 0.08, 0.02])
+    corpus = _corpus([tokens])
+    pieces = _pieces(corpus, num_streams=4, stretch=10_000, subsample=0.05, window=1)
+    batch = pieces(0)
+    counted = batch["left"] + batch["right"] > 0
+    seen = np.bincount(batch["tokens"][:, :, 1:-1][counted], minlength=4)
+    expected = pieces.keep * corpus.vocabulary.counts
+    np.testing.assert_allclose(seen, expected, atol=4 * np.sqrt(expected).max())  # four standard errors
+    drawn = np.bincount(batch["negatives"].reshape(-1), minlength=4)
+    noise = noise_distribution(corpus.vocabulary.counts, 0.75) * drawn.sum()
+    np.testing.assert_allclose(drawn, noise, atol=4 * np.sqrt(noise.max()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [({"num_streams": 100}, "num_streams"), ({"subsample": 1e-12}, "subsample")],
+)
+def test_texts_that_train_nothing_are_refused(corpus, changes, problem):
+    with pytest.raises(UserError, match=problem):
+        _pieces(corpus, **changes)
+
+
+def test_row_descent_is_gradient_descent_on_the_whole_table():
+    rng = np.random.default_rng(0)
+    tables = {name: jnp.asarray(rng.standard_normal((6, 3)), jnp.float32) for name in ("a", "b", "c")}
+    numbers = {"x": jnp.array([[1, 4], [4, 4]]), "y": jnp.array([0, 4]), "z": jnp.array([2, 2, 5])}
+    where = {"x": "a", "y": "a", "z": "b"}
+    loss = lambda rows: sum(jnp.sum(jnp.sin(row) * (n + 1)) for n, row in enumerate(rows.values()))
+
+    def of_tables(tables):
+        return loss({name: tables[where[name]][numbers[name]] for name in ("x", "y", "z")})
+
+    look_ups = {name: (where[name], numbers[name]) for name in ("x", "y", "z")}
+    moved = jax.jit(lambda t: systems.row_descent(loss, t, look_ups, jnp.float32(0.1)))(tables)
+    gradient = jax.grad(of_tables)(tables)
+    for name in tables:
+        np.testing.assert_allclose(moved[name], tables[name] - 0.1 * gradient[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "loss"),
+    [
+        ("skip_gram", "negative_sampling"),
+        ("skip_gram", "hierarchical_softmax"),
+        ("skip_gram", "softmax"),
+        ("cbow", "negative_sampling"),
+        ("cbow", "hierarchical_softmax"),
+        ("cbow", "softmax"),
+    ],
+)
+def test_planted_groups_are_found(architecture, loss, tmp_path):
+    """Words of three groups; a sentence has words of one group only, so they come to lie together."""
+    rng = np.random.default_rng(0)
+    lines = [" ".join(f"{'abc'[i % 3]}{w}" for w in rng.integers(0, 8, 12)) for i in range(600)]
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(lines) + "\n")
+    config = word2vec.get_config("smoke")
+    for field, value in {
+        "data.source": "file", "data.path": str(path), "data.subsample": 0.0, "data.stretch": 300,
+        "model.architecture": architecture, "model.dim": 6, "objective.loss": loss, "train.epochs": 12.0,
+        "train.learning_rate": 0.025,
+    }.items():  # fmt: skip
+        config.update_from_flattened_dict({field: value})
+    experiment = word2vec.build(config, sharding.make_mesh())
+    state = experiment.system.init(jax.random.key(0), experiment.train_batch(0))
+    step = jax.jit(experiment.system.step)
+    for number in range(experiment.loop.num_steps):
+        state, _ = step(state, experiment.train_batch(number))
+    words = encode_file(path, tmp_path / "again").vocabulary.words
+    unit = np.array(state.params["input"])
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    group = np.array([word[0] for word in words])
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, -1)
+    nearest = group[np.argmax(cosine, axis=1)]
+    assert np.mean(nearest == group) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("objective.negatives", 0), ("model.window", 0), ("train.learning_rate", 0.0), ("train.epochs", 0.0),
+        ("data.min_count", 10**9), ("data.subsample", 1e-15),
+    ],
+)  # fmt: skip
+def test_settings_that_train_nothing_are_refused(field, value):
+    config = word2vec.get_config("smoke")
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError):
+        word2vec.build(config, sharding.make_mesh())
