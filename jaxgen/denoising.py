@@ -189,14 +189,16 @@ def geometric_sigmas(sigma_max: float, sigma_min: float, num_levels: int) -> np.
 class Sde(NamedTuple):
     """The diffusion dx = drift(t) x dt + diffusion(t) dw on t in [0, 1] (Song et al. 2021, section 3).
 
-    Its marginals are x_t ~ N(scale(t) x_0, std(t)^2 I), and x_1 is close to N(0, prior_std^2 I). All four
-    functions map float32 times of any shape to the same shape.
+    Its marginals are x_t ~ N(scale(t) x_0, std(t)^2 I), and x_1 is close to N(0, prior_std^2 I). The first
+    four functions map float32 times of any shape to the same shape; `time` is the way back from a noise level
+    of `Denoiser`s: sigma -> the t with std(t) / scale(t) = sigma.
     """
 
     drift: Callable[[Array], Array]
     diffusion: Callable[[Array], Array]
     scale: Callable[[Array], Array]
     std: Callable[[Array], Array]
+    time: Callable[[Array], Array]
     prior_std: float
 
 
@@ -222,6 +224,7 @@ def ve_sde(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Sde:
         diffusion=lambda t: std(t) * math.sqrt(2.0 * log_ratio),
         scale=jnp.ones_like,
         std=std,
+        time=lambda sigma: jnp.log(sigma / sigma_min) / log_ratio,
         prior_std=sigma_max,
     )
 
@@ -234,12 +237,14 @@ def vp_sde(beta_min: float = 0.1, beta_max: float = 20.0) -> Sde:
 
     Raises UserError unless 0 < beta_min <= beta_max.
     """
-    beta, log_scale = _linear_beta(beta_min, beta_max)
+    beta, log_scale, time_of = _linear_beta(beta_min, beta_max)
     return Sde(
         drift=lambda t: -0.5 * beta(t),
         diffusion=lambda t: jnp.sqrt(beta(t)),
         scale=lambda t: jnp.exp(log_scale(t)),
         std=lambda t: jnp.sqrt(-jnp.expm1(2.0 * log_scale(t))),
+        # sigma^2 = 1 / scale^2 - 1
+        time=lambda sigma: time_of(-0.5 * jnp.log1p(jnp.square(sigma))),
         prior_std=1.0,
     )
 
@@ -249,24 +254,36 @@ def sub_vp_sde(beta_min: float = 0.1, beta_max: float = 20.0) -> Sde:
 
     Song et al. 2021, eq. 12 and appendix C. Raises UserError as `vp_sde`.
     """
-    beta, log_scale = _linear_beta(beta_min, beta_max)
+    beta, log_scale, time_of = _linear_beta(beta_min, beta_max)
     return Sde(
         drift=lambda t: -0.5 * beta(t),
         diffusion=lambda t: jnp.sqrt(-beta(t) * jnp.expm1(4.0 * log_scale(t))),
         scale=lambda t: jnp.exp(log_scale(t)),
         std=lambda t: -jnp.expm1(2.0 * log_scale(t)),
+        # sigma = 1 / scale - scale = 2 sinh(-log scale)
+        time=lambda sigma: time_of(-jnp.arcsinh(0.5 * sigma)),
         prior_std=1.0,
     )
 
 
 def _linear_beta(
     beta_min: float, beta_max: float
-) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """beta(t) and -int_0^t beta / 2."""
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array], Callable[[Array], Array]]:
+    """beta(t), log_scale(t) = -int_0^t beta / 2, and the inverse of log_scale."""
     if not 0.0 < beta_min <= beta_max:
         raise UserError(f"a VP SDE needs 0 < beta_min <= beta_max, but they are {beta_min} and {beta_max}.")
     slope = beta_max - beta_min
-    return lambda t: beta_min + slope * t, lambda t: -0.5 * (beta_min * t + 0.5 * slope * jnp.square(t))
+
+    def time_of(log_scale: Array) -> Array:
+        # The root of slope t^2 / 2 + beta_min t = -2 log_scale, in the form that cancels nothing.
+        integral = -2.0 * log_scale
+        return 2.0 * integral / (beta_min + jnp.sqrt(beta_min**2 + 2.0 * slope * integral))
+
+    return (
+        lambda t: beta_min + slope * t,
+        lambda t: -0.5 * (beta_min * t + 0.5 * slope * jnp.square(t)),
+        time_of,
+    )
 
 
 def sde_score(denoiser: Denoiser, sde: Sde) -> Callable[[Array, Array], Array]:
@@ -278,6 +295,67 @@ def sde_score(denoiser: Denoiser, sde: Sde) -> Callable[[Array, Array], Array]:
         return score_from_denoised(x, over(scale, x) * denoised, std)
 
     return score
+
+
+def denoiser_from_sde_eps(predict: Callable[[Array, Array], Array], sde: Sde) -> Denoiser:
+    """The denoiser that a noise predictor of an SDE is: A(x) = x - sigma eps(scale x, t), t = time(sigma).
+
+    predict: (x_t [B, ...], t float32 [B] in [0, 1]) -> eps [B, ...], the noise in x_t = scale x_0 + std eps;
+        for a sigma beyond those of the SDE it is asked at t = 0 or 1
+    """
+
+    def denoiser(x: Array, sigma: Array) -> Array:
+        t = jnp.clip(sde.time(sigma), 0.0, 1.0)
+        return denoised_from_eps(x, predict(over(sde.scale(t), x) * x, t).astype(x.dtype), sigma)
+
+    return denoiser
+
+
+# --- Preconditioning ---
+
+
+class Preconditioning(NamedTuple):
+    """A(x) = skip x + out F(scale x, noise) for a network F; every field is [B]."""
+
+    skip: Array
+    out: Array
+    scale: Array
+    noise: Array
+
+
+def edm_preconditioning(sigma: Array, sigma_data: float) -> Preconditioning:
+    """c_skip, c_out, c_in and c_noise of Karras et al. 2022, table 1, column "Ours" (see appendix B.6).
+
+    For data of standard deviation sigma_data, F then has inputs and targets of unit variance at all sigma
+    [B], and its errors are amplified as little as can be. noise = log(sigma) / 4.
+    """
+    total = jnp.square(sigma) + sigma_data**2
+    return Preconditioning(
+        skip=sigma_data**2 / total,
+        out=sigma * sigma_data * jax.lax.rsqrt(total),
+        scale=jax.lax.rsqrt(total),
+        noise=0.25 * jnp.log(sigma),
+    )
+
+
+def preconditioned_denoiser(network: Callable[[Array, Array], Array], sigma_data: float) -> Denoiser:
+    """The denoiser c_skip x + c_out F(c_in x, c_noise) (Karras et al. 2022, eq. 7).
+
+    network: F, (x [B, ...], noise float32 [B]) -> [B, ...]
+
+    Raises UserError unless sigma_data > 0.
+    """
+    if not sigma_data > 0.0:
+        raise UserError(
+            f"sigma_data is the data's standard deviation and must be positive, not {sigma_data}."
+        )
+
+    def denoiser(x: Array, sigma: Array) -> Array:
+        c = edm_preconditioning(sigma, sigma_data)
+        output = network(over(c.scale, x) * x, c.noise).astype(x.dtype)
+        return over(c.skip, x) * x + over(c.out, x) * output
+
+    return denoiser
 
 
 # --- Traces of Jacobians ---

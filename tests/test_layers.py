@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 # The part of jaxgen (a file or folder of the package) -> the other parts that it may import.
-_PURE = {"types", "processes", "denoising", "mixtures", "metrics"}
+_PURE = {"types", "processes", "denoising", "mixtures", "operators", "metrics"}
 _LIBRARY = _PURE | {"models", "objectives", "samplers", "estimators"}
 _BINDABLE = _LIBRARY | {"words", "data", "interop", "optim", "pictures", "sharding", "systems"}
 ALLOWED = {
@@ -18,6 +18,7 @@ ALLOWED = {
     "processes": {"types"},
     "denoising": {"types", "processes"},
     "mixtures": {"types"},
+    "operators": {"types"},
     "words": {"types"},
     "metrics": {"types"},
     "models": _PURE,

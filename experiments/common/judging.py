@@ -74,7 +74,8 @@ class ImageJudge:
 
     def _see(self, images: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Features [N, D] and class probabilities [N, K] of batches of images."""
-        features, probabilities = zip(*(self._look(jnp.asarray(rows)) for rows in images), strict=True)
+        seen = (self._look(sharding.spread(self._mesh, rows)) for rows in images)
+        features, probabilities = zip(*seen, strict=True)
         return np.concatenate(features), np.concatenate(probabilities)
 
     def _batches(self, images: np.ndarray) -> Iterable[np.ndarray]:
@@ -160,7 +161,6 @@ def sample_images(
     key = sharding.replicated_key(mesh, seed)
 
     def run(indices: Array) -> np.ndarray:
-        placed = jax.device_put(np.asarray(indices), sharding.batch_sharding(mesh))
-        return sharding.to_host(sample(params, key, placed))
+        return sharding.to_host(sample(params, key, sharding.spread(mesh, indices)))
 
     return run

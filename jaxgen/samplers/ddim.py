@@ -80,3 +80,49 @@ def ddim_chain(
         xs=jnp.arange(num_steps - 1, -1, -1, dtype=jnp.int32),
         finish=lambda x: x,
     )
+
+
+def ddim_inversion_step(
+    schedule: DiffusionSchedule, x: Array, t: Array, output: Array, *, prediction: Prediction
+) -> Array:
+    """x_t from the x of one step before, [B, ...]: `ddim_step` with eta = 0 the other way round.
+
+    x_t = sqrt(ab) x0 + sqrt(1 - ab) eps (Song et al. 2021, eq. 14 read towards noise; Dhariwal & Nichol 2021,
+    appendix F). `output` is the network's at x and the step before t; at t = 0, where x is the data itself,
+    it is the network's at x and t = 0, and x0 is x.
+    """
+    x0, eps = to_x0_and_eps(schedule, prediction, output, x, jnp.maximum(t - 1, 0))
+    x0 = jnp.where((t == 0).reshape(t.shape + (1,) * (x.ndim - 1)), x, x0)
+    return at(schedule.sqrt_alpha_bar, t, x) * x0 + at(schedule.sqrt_one_minus_alpha_bar, t, x) * eps
+
+
+def ddim_inversion_chain(
+    predict: Predict,
+    schedule: DiffusionSchedule,
+    x0: Array,
+    *,
+    num_steps: int,
+    prediction: Prediction = "eps",
+    spacing: Spacing = "leading",
+) -> Chain:
+    """The chain from the data x0 [B, ...] to the noise x_T from which `ddim_chain` with eta = 0 makes them.
+
+    One call of `predict` a step. It is exact in the limit of many steps: a step takes the eps of its
+    beginning, where DDIM going back takes that of its end. The way back is `ddim_chain` with clip=False, its
+    `init` replaced by `lambda keys, shape: x_T`.
+
+    Errors as `processes.spaced_timesteps`.
+    """
+    spaced = respace(schedule, num_steps, spacing)
+
+    def step(keys: Key, x: Array, t: Array) -> Array:
+        times = jnp.full(x.shape[:1], t)
+        output = predict(x, spaced.timestep[jnp.maximum(times - 1, 0)]).astype(x.dtype)
+        return ddim_inversion_step(spaced, x, times, output, prediction=prediction)
+
+    return Chain(
+        init=lambda keys, shape: x0,
+        step=step,
+        xs=jnp.arange(num_steps, dtype=jnp.int32),
+        finish=lambda x: x,
+    )

@@ -1,0 +1,283 @@
+"""Noise-conditional score networks and annealed Langevin dynamics (Song & Ermon 2019) on images.
+
+  python -m jaxgen.run --config=experiments/ncsn.py:digits --workdir=runs/ncsn_digits
+
+Read denoising, models/ncsn, objectives/score_matching, samplers/langevin and this file, in that order. Pixels
+and noise levels are in [0, 1], as in the paper. `PRESETS` says what each preset needs and reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import classifier, common
+from experiments.common import Preset, checks, generating
+from experiments.common.judging import ImageJudge
+from jaxgen import data, denoising, pictures, systems
+from jaxgen.models.ncsn import NCSN
+from jaxgen.objectives.score_matching import make_noise_conditional_loss
+from jaxgen.samplers.chain import run_chain, run_chain_with_history
+from jaxgen.samplers.conditional import langevin_inpainting_chain
+from jaxgen.samplers.langevin import annealed_langevin_chain
+from jaxgen.types import (
+    Array,
+    Batch,
+    Experiment,
+    Key,
+    Metrics,
+    PyTree,
+    Scores,
+    TrainState,
+    UserError,
+)
+
+_PUBLISHED = {
+    "data.batch_size": 128,
+    "noise.sigma_min": 0.01,
+    "optim.learning_rate": 1e-3,
+    "optim.clip_norm": 0.0,
+    "optim.ema_decay": 0.0,
+    "optim.schedule": "constant",
+    "train.num_steps": 200_000,
+    "train.log_every": 500,
+    "train.validate_every": 5000,
+    "train.checkpoint_every": 5000,
+    "sampling.steps_per_level": 100,
+    "sampling.step_size": 2e-5,
+    "sampling.denoise": False,
+}
+PRESETS = {
+    "smoke": Preset(
+        "1 CPU core",
+        0.5,
+        "runs",
+        {
+            "model.features": 4,
+            "noise.num_levels": 3,
+            "data.batch_size": 16,
+            "train.num_steps": 4,
+            "train.steps_per_dispatch": 2,
+            "train.log_every": 2,
+            "train.validate_every": 2,
+            "train.checkpoint_every": 2,
+            "sampling.steps_per_level": 2,
+            "sampling.num": 4,
+            "evaluation.num_samples": 20,
+            "evaluation.batch_size": 20,
+            "evaluation.classifier": "smoke",
+        },
+    ),
+    "digits": Preset("2 CPU cores", 8, "not recorded yet", {}),
+    "mnist": Preset(
+        "1 GPU",
+        300,
+        "not run to the end yet",
+        {
+            **_PUBLISHED,
+            "data.source": "mnist",
+            "model.features": 64,
+            "evaluation.num_samples": 10_000,
+            "evaluation.batch_size": 500,
+            "evaluation.classifier": "mnist",
+        },
+    ),
+    "cifar10": Preset(
+        "1 GPU of 80 GB",
+        2000,
+        "FID 25.3, inception score 8.87 (Song & Ermon 2019)",
+        {
+            **_PUBLISHED,
+            "data.source": "cifar10",
+            "data.augment": "flip",
+            "model.features": 128,
+            "evaluation.num_samples": 50_000,
+            "evaluation.batch_size": 500,
+            "evaluation.classifier": "cifar10",
+        },
+    ),
+}
+FIELD_CHECKS = {
+    **common.FIELD_CHECKS,
+    "evaluation.classifier": ("digits", {}),
+    "evaluation.classifier_workdir": ("runs/classifier", {}),
+}
+
+
+def get_config(preset: str) -> ConfigDict:
+    """The config of a preset; the base values are those of `digits`."""
+    config = common.base_config(num_steps=3000)
+    config.data.batch_size = 64
+    config.optim.learning_rate = 2e-3
+    config.optim.warmup_steps = 100
+    config.optim.schedule = "cosine"
+    config.optim.ema_decay = 0.999
+    config.model = ConfigDict({"features": 16, "dtype": "float32"})
+    config.noise = ConfigDict(
+        {
+            "sigma_max": 1.0,
+            "sigma_min": 0.02,
+            "num_levels": 10,
+            "dequantise": True,  # uniform noise as wide as a level of the pixels
+        }
+    )
+    config.sampling = ConfigDict(
+        {
+            "steps_per_level": 30,
+            "step_size": 8e-5,  # of the last level
+            "denoise": True,  # take the last level's noise off at the end
+            "num": 64,
+        }
+    )
+    config.evaluation = generating.evaluation_config()
+    return common.with_settings(config, PRESETS[preset].settings)
+
+
+def check(config: ConfigDict) -> None:
+    """UserError where a value makes no sense."""
+    checks.check_base(config)
+    checks.at_least(config, 1, "model.features", "sampling.steps_per_level", "sampling.num")
+    checks.one_of(config, common.DTYPES, "model.dtype")
+    noise, sampling = config.noise, config.sampling
+    denoising.geometric_sigmas(noise.sigma_max, noise.sigma_min, noise.num_levels)
+    if not 0.0 < sampling.step_size < 4.0 * noise.sigma_min**2:
+        raise UserError(
+            f"sampling.step_size must be above 0 and below 4 noise.sigma_min^2 = {4 * noise.sigma_min**2:g}, "
+            f"where Langevin dynamics diverges, but it is {sampling.step_size}."
+        )
+    generating.check_evaluation(config, tuple(classifier.PRESETS))
+
+
+def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
+    """Binds network, loss, data, sampler and metrics."""
+    check(config)
+    train, test = common.load_images(config.data.source)
+    shape = train.fields["image"].shape[1:]
+    if shape[0] % 2 or shape[1] % 2:
+        raise UserError(f"images of {shape[0]}x{shape[1]} cannot be halved, as this network does once.")
+    noise = config.noise
+    sigmas = denoising.geometric_sigmas(noise.sigma_max, noise.sigma_min, noise.num_levels)
+    model = NCSN(config.model.features, noise.num_levels, dtype=common.DTYPES[config.model.dtype])
+
+    def score(params: PyTree, x: Array, sigma: Array) -> Array:
+        """The score at x in [0, 1], asked at the level nearest to sigma."""
+        distance = jnp.abs(jnp.log(sigma)[:, None] - jnp.log(jnp.asarray(sigmas, jnp.float32))[None])
+        level = jnp.argmin(distance, axis=1)
+        return cast(Array, model.apply({"params": params}, 2.0 * x - 1.0, level))
+
+    def init(key: Key, batch: Batch) -> tuple[PyTree, PyTree]:
+        level = jnp.zeros(batch["image"].shape[0], jnp.int32)
+        return model.init(key, batch["image"], level)["params"], {}
+
+    levels_loss = make_noise_conditional_loss(lambda params, x, sigma, _: score(params, x, sigma), sigmas)
+
+    def loss(
+        params: PyTree, model_state: PyTree, batch: Batch, key: Key
+    ) -> tuple[Array, tuple[Metrics, PyTree]]:
+        dequantise_key, loss_key = jax.random.split(key)
+        image = 0.5 * (batch["image"] + 1.0)
+        if noise.dequantise:
+            spread = jax.random.uniform(dequantise_key, image.shape)
+            image = (image * (train.num_levels - 1) + spread) / train.num_levels
+        return levels_loss(params, model_state, {**batch, "image": image}, loss_key)
+
+    system = systems.gradient_system(
+        init,
+        loss,
+        common.make_optimizer(config.optim, num_steps=config.train.num_steps),
+        ema_decay=config.optim.ema_decay,
+        ema_warmup=config.optim.ema_warmup,
+        accumulate=config.optim.accumulate,
+    )
+    stream = common.training_stream(config.data, train, seed=config.seed, mesh=mesh)
+    checks.check_best_metric(config.train.best_metric, loss, system, stream(0))
+
+    # ---- sampling
+
+    def denoiser_of(params: PyTree) -> denoising.Denoiser:
+        return denoising.denoiser_from_score(lambda x, sigma: score(params, x, sigma))
+
+    steps = {
+        "steps_per_level": config.sampling.steps_per_level,
+        "step_size": config.sampling.step_size,
+    }
+
+    def start(keys: Key, shape: tuple[int, ...]) -> Array:
+        """Uniform in [0, 1], as in the paper."""
+        return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+
+    def chain_of(params: PyTree):
+        return annealed_langevin_chain(
+            denoiser_of(params), sigmas, denoise=config.sampling.denoise, init=start, **steps
+        )
+
+    # One program serves scores and pictures: this network takes long to compile.
+    @jax.jit
+    def sample_with_history(params: PyTree, key: Key, indices: Array) -> Array:
+        num_frames = min(11, len(sigmas) * config.sampling.steps_per_level + 1)
+        _, frames = run_chain_with_history(chain_of(params), key, indices, shape, num_frames)
+        return 2.0 * frames - 1.0
+
+    def sample(params: PyTree, key: Key, indices: Array) -> Array:
+        return sample_with_history(params, key, indices)[-1]
+
+    @jax.jit
+    def fill(params: PyTree, key: Key, known: Array, mask: Array) -> Array:
+        chain = langevin_inpainting_chain(
+            denoiser_of(params), sigmas, 0.5 * (known + 1.0), mask, init=start, **steps
+        )
+        indices = jnp.arange(known.shape[0], dtype=jnp.int32)
+        return 2.0 * run_chain(chain, key, indices, shape) - 1.0
+
+    def write_samples(state: TrainState, key: Key, num: int, directory: Path) -> list[Path]:
+        params = state.sampling_params
+        num = num or config.sampling.num
+        grid = generating.write_grid(sample, params, key, num, config.evaluation.batch_size, directory)
+        strip, inpainting = directory / "anneal_strip.png", directory / "inpainting.png"
+        scale = max(1, 64 // shape[0])
+        first = jnp.arange(config.evaluation.batch_size, dtype=jnp.int32)
+        frames = np.asarray(sample_with_history(params, key, first))
+        pictures.save_strip(strip, frames[:, :8], scale=scale)
+        truth = data.to_unit_range(test.fields["image"][:6], test.num_levels)
+        mask = generating.left_half_mask(shape)
+        fillings = np.asarray(fill(params, key, jnp.tile(truth, (4, 1, 1, 1)), jnp.asarray(mask)))
+        shown = generating.filling_frames(truth, mask, fillings.reshape(4, *truth.shape))
+        pictures.save_strip(inpainting, shown, scale=scale)
+        return [grid, strip, inpainting]
+
+    # ---- evaluation
+
+    validation = common.make_evaluation(
+        lambda params, batch, key: loss(params, {}, batch, key)[1][0],
+        test,
+        mesh,
+        batch_size=config.evaluation.batch_size,
+        seed=config.seed,
+    )
+
+    def evaluate(state: TrainState, needed: Mapping[str, TrainState]) -> Scores:
+        params = state.sampling_params
+        scores = generating.loss_scores(validation(params), len(test), "summed over pixels, all levels")
+        if "classifier" in needed:
+            preset, batch_size = config.evaluation.classifier, config.evaluation.batch_size
+            judge = ImageJudge(needed["classifier"], preset, train, test, mesh, batch_size=batch_size)
+            scores.update(generating.sample_scores(sample, params, judge, config, mesh))
+        return scores
+
+    return Experiment(
+        system=system,
+        loop=common.loop_settings(config.train),
+        train_batch=stream,
+        validate=lambda state: validation(state.sampling_params),
+        evaluate=evaluate,
+        write_samples=write_samples,
+        data_fingerprints={"train": train.fingerprint, "test": test.fingerprint},
+        seed=config.seed,
+        needs=generating.classifier_needs(config, train, test, mesh),
+    )

@@ -1,0 +1,336 @@
+"""Score-based generation through SDEs (Song et al. 2021) with the U-Net of DDPM, and bits/dim by the ODE.
+
+  python -m jaxgen.run --config=experiments/score_sde.py:digits --workdir=runs/score_sde_digits
+
+Read denoising, objectives/continuous_time, samplers/sde, samplers/ode and this file, in that order. `PRESETS`
+says what each preset needs and reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import classifier, common
+from experiments.common import Preset, checks, generating
+from experiments.common.judging import ImageJudge
+from jaxgen import denoising, pictures, systems
+from jaxgen.models.unet import UNet
+from jaxgen.objectives import continuous_time
+from jaxgen.samplers.chain import run_chain_with_history
+from jaxgen.samplers.ode import bits_per_dim, flow_log_density, heun_chain, karras_sigmas, rademacher_probes
+from jaxgen.samplers.sde import reverse_sde_chain
+from jaxgen.types import (
+    Array,
+    Batch,
+    Chain,
+    Experiment,
+    Key,
+    Mean,
+    Metrics,
+    PyTree,
+    Score,
+    Scores,
+    TrainState,
+    UserError,
+)
+
+PRESETS = {
+    "smoke": Preset(
+        "1 CPU core",
+        0.5,
+        "runs",
+        {
+            "model.channels": 8,
+            "model.channel_multipliers": (1,),
+            "model.attention_resolutions": (),
+            "model.num_groups": 4,
+            "model.head_dim": 8,
+            "data.batch_size": 16,
+            "train.num_steps": 4,
+            "train.steps_per_dispatch": 2,
+            "train.log_every": 2,
+            "train.validate_every": 2,
+            "train.checkpoint_every": 2,
+            "sampling.num_steps": 3,
+            "sampling.num": 4,
+            "likelihood.num_steps": 2,
+            "likelihood.num": 8,
+            "evaluation.num_samples": 20,
+            "evaluation.batch_size": 20,
+            "evaluation.classifier": "smoke",
+        },
+    ),
+    "digits": Preset("2 CPU cores", 10, "not recorded yet", {}),
+    "digits_ve": Preset("2 CPU cores", 10, "not recorded yet", {"sde.name": "ve"}),
+    "cifar10": Preset(
+        "1 GPU of 80 GB",
+        5000,
+        "FID 3.24, 3.28 bits/dim (Song et al. 2021, DDPM as VP SDE)",
+        {
+            "data.source": "cifar10",
+            "data.augment": "flip",
+            "data.batch_size": 128,
+            "model.channels": 128,
+            "model.channel_multipliers": (1, 2, 2, 2),
+            "model.num_res_blocks": 2,
+            "model.num_groups": 32,
+            "model.attention_resolutions": (16,),
+            "model.head_dim": 0,
+            "model.dropout": 0.1,
+            "optim.learning_rate": 2e-4,
+            "optim.warmup_steps": 5000,
+            "optim.ema_decay": 0.9999,
+            "optim.schedule": "constant",
+            "train.num_steps": 1_300_000,
+            "train.log_every": 500,
+            "train.validate_every": 10_000,
+            "train.checkpoint_every": 10_000,
+            "sampling.num_steps": 1000,
+            "likelihood.num_steps": 100,
+            "likelihood.num": 10_000,
+            "evaluation.num_samples": 50_000,
+            "evaluation.batch_size": 250,
+            "evaluation.classifier": "cifar10",
+        },
+    ),
+}
+SDES = ("vp", "sub_vp", "ve")
+FIELD_CHECKS = {
+    **common.FIELD_CHECKS,
+    "model.channel_multipliers": ((1, 2), {}),
+    "model.attention_resolutions": ((8,), {}),
+    "model.head_dim": (4, {}),
+    "model.num_groups": (2, {}),
+    "model.dropout": (0.1, {}),
+    "sde.name": ("sub_vp", {}),
+    "sde.sigma_min": (0.02, {"sde.name": "ve"}),
+    "sde.sigma_max": (10.0, {"sde.name": "ve"}),
+    "sde.weighting": ("likelihood", {}),
+    "sampling.method": ("ode", {}),
+    "sampling.corrector_steps": (1, {}),
+    "sampling.snr": (0.1, {"sampling.corrector_steps": 1}),
+    "evaluation.classifier": ("digits", {}),
+    "evaluation.classifier_workdir": ("runs/classifier", {}),
+}
+
+
+def get_config(preset: str) -> ConfigDict:
+    """The config of a preset; the base values are those of `digits`."""
+    config = common.base_config(num_steps=3000)
+    config.data.batch_size = 32
+    config.optim.learning_rate = 2e-3
+    config.optim.warmup_steps = 100
+    config.optim.schedule = "cosine"
+    config.optim.ema_decay = 0.999
+    config.model = ConfigDict(
+        {
+            "channels": 32,
+            "channel_multipliers": (1, 2),
+            "num_res_blocks": 1,
+            "attention_resolutions": (4,),
+            "head_dim": 32,  # 0: one head as wide as the level
+            "num_groups": 8,
+            "dropout": 0.0,
+            "dtype": "float32",
+        }
+    )
+    config.sde = ConfigDict(
+        {
+            "name": "vp",  # vp, sub_vp, ve
+            "beta_min": 0.1,  # vp, sub_vp
+            "beta_max": 20.0,
+            "sigma_min": 0.01,  # ve
+            "sigma_max": 20.0,
+            "weighting": "simple",  # simple, likelihood
+            "t_min": 1e-3,  # training and sampling end there
+        }
+    )
+    config.sampling = ConfigDict(
+        {
+            "method": "sde",  # sde: reverse-time with predictor and correctors; ode: Heun's method
+            "num_steps": 100,
+            "corrector_steps": 0,  # sde
+            "snr": 0.16,  # sde, correctors
+            "num": 64,
+        }
+    )
+    config.likelihood = ConfigDict({"num_steps": 30, "num_probes": 1, "num": 180})
+    config.evaluation = generating.evaluation_config()
+    return common.with_settings(config, PRESETS[preset].settings)
+
+
+def check(config: ConfigDict) -> None:
+    """UserError where a value makes no sense."""
+    checks.check_base(config)
+    checks.check_unet(config)
+    checks.one_of(config, SDES, "sde.name")
+    checks.one_of(config, get_args(continuous_time.Weighting), "sde.weighting")
+    checks.one_of(config, ("sde", "ode"), "sampling.method")
+    checks.at_least(
+        config, 1, "sampling.num", "likelihood.num_steps", "likelihood.num_probes", "likelihood.num"
+    )
+    checks.at_least(config, 2, "sampling.num_steps")
+    checks.at_least(config, 0, "sampling.corrector_steps")
+    if not config.sampling.snr > 0.0 or not 0.0 < config.sde.t_min < 1.0:
+        raise UserError("sampling.snr must be positive and sde.t_min between 0 and 1.")
+    make_sde(config.sde)
+    generating.check_evaluation(config, tuple(classifier.PRESETS))
+
+
+def make_sde(config: ConfigDict) -> denoising.Sde:
+    """The SDE that config.sde describes."""
+    if config.name == "ve":
+        return denoising.ve_sde(config.sigma_min, config.sigma_max)
+    make = denoising.vp_sde if config.name == "vp" else denoising.sub_vp_sde
+    return make(config.beta_min, config.beta_max)
+
+
+def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
+    """Binds network, loss, data, sampler, likelihood and metrics."""
+    check(config)
+    train, test = common.load_images(config.data.source)
+    shape = train.fields["image"].shape[1:]
+    checks.check_unet_fits(config.model, shape)
+    sde, t_min = make_sde(config.sde), config.sde.t_min
+    model = UNet(
+        channels=config.model.channels,
+        channel_multipliers=tuple(config.model.channel_multipliers),
+        num_res_blocks=config.model.num_res_blocks,
+        attention_resolutions=tuple(config.model.attention_resolutions),
+        head_dim=config.model.head_dim or None,
+        num_groups=config.model.num_groups,
+        dropout=config.model.dropout,
+        out_channels=shape[-1],
+        dtype=common.DTYPES[config.model.dtype],
+    )
+
+    def eps(params: PyTree, x_t: Array, t: Array, key: Key | None) -> Array:
+        """The noise in x_t, which the network sees scaled to unit variance, were the data's deviation 1/2."""
+        variance = jnp.square(0.5 * sde.scale(t)) + jnp.square(sde.std(t))
+        x = denoising.over(jax.lax.rsqrt(variance), x_t) * x_t
+        rngs = None if key is None else {"dropout": key}
+        out = model.apply({"params": params}, x, 999.0 * t, train=key is not None, rngs=rngs)
+        return cast(Array, out)
+
+    def init(key: Key, batch: Batch) -> tuple[PyTree, PyTree]:
+        image = batch["image"]
+        return model.init(key, image, jnp.zeros(image.shape[0]), train=False)["params"], {}
+
+    loss = continuous_time.make_sde_loss(eps, sde, weighting=config.sde.weighting, t_min=t_min)
+    system = systems.gradient_system(
+        init,
+        loss,
+        common.make_optimizer(config.optim, num_steps=config.train.num_steps),
+        ema_decay=config.optim.ema_decay,
+        ema_warmup=config.optim.ema_warmup,
+        accumulate=config.optim.accumulate,
+    )
+    stream = common.training_stream(config.data, train, seed=config.seed, mesh=mesh)
+    checks.check_best_metric(config.train.best_metric, loss, system, stream(0))
+
+    # ---- sampling
+
+    times = jnp.asarray([t_min, 1.0])
+    sigma_min, sigma_max = (float(s) for s in np.asarray(sde.std(times) / sde.scale(times)))
+
+    def denoiser_of(params: PyTree) -> denoising.Denoiser:
+        return denoising.denoiser_from_sde_eps(lambda x, t: eps(params, x, t, None), sde)
+
+    def chain_of(params: PyTree) -> Chain:
+        sampling = config.sampling
+        if sampling.method == "ode":
+            return heun_chain(denoiser_of(params), karras_sigmas(sampling.num_steps, sigma_min, sigma_max))
+        return reverse_sde_chain(
+            denoiser_of(params),
+            sde,
+            num_steps=sampling.num_steps,
+            t_end=t_min,
+            corrector_steps=sampling.corrector_steps,
+            snr=sampling.snr,
+        )
+
+    @jax.jit
+    def sample_with_history(params: PyTree, key: Key, indices: Array) -> Array:
+        num_frames = min(11, config.sampling.num_steps + 1)
+        return run_chain_with_history(chain_of(params), key, indices, shape, num_frames)[1]
+
+    def sample(params: PyTree, key: Key, indices: Array) -> Array:
+        return sample_with_history(params, key, indices)[-1]
+
+    def write_samples(state: TrainState, key: Key, num: int, directory: Path) -> list[Path]:
+        params, batch_size = state.sampling_params, config.evaluation.batch_size
+        grid = generating.write_grid(sample, params, key, num or config.sampling.num, batch_size, directory)
+        strip = directory / "reverse_strip.png"
+        frames = np.asarray(sample_with_history(params, key, jnp.arange(batch_size, dtype=jnp.int32)))
+        pictures.save_strip(strip, frames[:, :8], scale=max(1, 64 // shape[0]))
+        return [grid, strip]
+
+    # ---- evaluation
+
+    def likelihood(params: PyTree, batch: Batch, key: Key) -> Metrics:
+        """Bits/dim of uniformly dequantised images, by the probability-flow ODE and random probes."""
+        image = batch["image"]
+        noise_key, probe_key = jax.random.split(key)
+        width = 2.0 / (test.num_levels - 1)
+        x = image + width * (jax.random.uniform(noise_key, image.shape) - 0.5)
+        probes = rademacher_probes(
+            jax.random.split(probe_key, image.shape[0]), config.likelihood.num_probes, image.shape[1:]
+        )
+        prior_std = None if config.sde.name == "ve" else float(np.sqrt(1.0 + sigma_max**2))
+        log_density, _ = flow_log_density(
+            denoiser_of(params),
+            x,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+            num_steps=config.likelihood.num_steps,
+            probes=probes,
+            prior_std=prior_std,
+        )
+        bits = bits_per_dim(log_density, x[0].size, test.num_levels)
+        return {"bits_per_dim": Mean.of(bits, batch.get("mask"))}
+
+    batch_size = config.evaluation.batch_size
+    validation = common.make_evaluation(
+        lambda params, batch, key: loss(params, {}, batch, key)[1][0],
+        test,
+        mesh,
+        batch_size=batch_size,
+        seed=config.seed,
+    )
+    bits = common.make_evaluation(
+        likelihood, test, mesh, batch_size=batch_size, limit=config.likelihood.num, seed=config.seed
+    )
+
+    def evaluate(state: TrainState, needed: Mapping[str, TrainState]) -> Scores:
+        params = state.sampling_params
+        num = min(config.likelihood.num, len(test))
+        scores = {
+            **generating.loss_scores(validation(params), len(test), "summed over pixels, all times"),
+            "bits_per_dim": Score(
+                float(bits(params)["bits_per_dim"].value), "bits/dim, probability-flow ODE", num, False
+            ),
+        }
+        if "classifier" in needed:
+            preset = config.evaluation.classifier
+            judge = ImageJudge(needed["classifier"], preset, train, test, mesh, batch_size=batch_size)
+            scores.update(generating.sample_scores(sample, params, judge, config, mesh))
+        return scores
+
+    return Experiment(
+        system=system,
+        loop=common.loop_settings(config.train),
+        train_batch=stream,
+        validate=lambda state: validation(state.sampling_params),
+        evaluate=evaluate,
+        write_samples=write_samples,
+        data_fingerprints={"train": train.fingerprint, "test": test.fingerprint},
+        seed=config.seed,
+        needs=generating.classifier_needs(config, train, test, mesh),
+    )
