@@ -143,8 +143,8 @@ def training_stream(
 
 
 def augmentations(config: ConfigDict) -> tuple[str, ...]:
-    """The names in config.data.augment, in order."""
-    return tuple(name.strip() for name in config.augment.split(",") if name.strip())
+    """The names in config.data.augment, in order; none where the data are no images."""
+    return tuple(name.strip() for name in config.get("augment", "").split(",") if name.strip())
 
 
 def load_images(name: str) -> tuple[data.Source, data.Source]:

@@ -44,6 +44,15 @@ def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """A text file in the cache, whole or not at all. Raises UserError where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise cannot_write(path.parent, error) from error
+
+
 def store(folder: Path, source: Source) -> None:
     """Keep `source` in `folder`. Raises UserError where the folder cannot be written."""
     files = {name: f"{name}-{source.fingerprint[:16]}.npy" for name in source.fields}

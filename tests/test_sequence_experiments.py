@@ -1,0 +1,143 @@
+"""What the sequence experiments promise beyond what every experiment does (tests/test_experiments.py)."""
+
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import language_model, sequence_tasks, translation
+from experiments.common import sequences as shared
+from experiments.figures import gradient_norm, masked_attention, positional_encoding
+from jaxgen import sharding
+from jaxgen.data import sequences as batches
+from jaxgen.data.texts import load_text
+from jaxgen.data.tokenizers import BOS, EOS, PAD, UNK, train_tokenizer
+from jaxgen.models.language_model import RecurrentLM
+from jaxgen.objectives import sequences as objective
+from jaxgen.types import UserError
+
+PTB = os.path.isdir(os.path.join(os.environ.get("JAXGEN_DATA_DIR", "-"), "ptb"))
+
+
+@pytest.mark.parametrize(
+    ("preset", "epochs", "length", "published"),
+    [("small", 13, 20, 114.5), ("medium", 39, 35, 82.7), ("large", 55, 35, 78.4)],
+)
+def test_zarembas_settings(preset, epochs, length, published):
+    config = language_model.get_config(f"ptb_lstm_{preset}")
+    epoch = ((929_589 - 1) // 20) // length
+    assert config.train.num_steps == epochs * epoch
+    flat = {"small": 4, "medium": 6, "large": 14}[preset]
+    assert config.optim.decay_steps == tuple(epoch * n for n in range(flat, epochs))
+    # Rate and clipping are those of the sum over time.
+    assert config.optim.learning_rate / length == 1
+    assert config.optim.clip_norm * length == pytest.approx({"large": 10}.get(preset, 5))
+    assert config.optim.weight_decay == config.optim.b1 == 0
+    assert language_model._PERPLEXITY[("ptb", "lstm", config.model.width)][1] == published
+
+
+@pytest.mark.skipif(not PTB, reason="no ptb in JAXGEN_DATA_DIR")
+def test_an_epoch_of_ptb_is_as_long_as_the_presets_say():
+    text = load_text("ptb", "train").text
+    tokens = train_tokenizer("word", [text], specials=(UNK, EOS)).encode(text)
+    config = language_model.get_config("ptb_lstm_small")
+    stream = language_model.make_stream(config.data, tokens, seed=0, mesh=sharding.make_mesh())
+    assert stream.steps_per_epoch * 13 == config.train.num_steps
+
+
+def test_evaluation_in_windows_with_a_carry_is_one_pass_over_the_text():
+    model = RecurrentLM(7, embed=4, hidden=4, num_layers=1, kind="lstm")
+    tokens = np.random.default_rng(0).integers(0, 7, 30).astype(np.int32)
+    params = model.init(jax.random.key(0), tokens[None, :5])["params"]
+
+    def apply(params, carry, batch, key):
+        return model.apply({"params": params}, batch["tokens"], carry)
+
+    loss = objective.make_loss(apply)
+    values = []
+    for length in (4, 29):
+        windows = batches.evaluation_windows(tokens, batch_size=1, length=length)
+        evaluate = language_model.make_evaluation(loss, lambda: model.initial_carry(1), windows)
+        values.append(evaluate(params)["nats"])
+    assert [int(value.count) for value in values] == [29, 29]
+    np.testing.assert_allclose(values[0].value, values[1].value, rtol=1e-5)  # float32, another order
+
+
+def _refused(module, match, **settings):
+    config = module.get_config("smoke")
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in settings.items()})
+    with pytest.raises(UserError, match=match):
+        module.build(config, sharding.make_mesh())
+
+
+def test_bad_settings_of_language_models(tmp_path):
+    _refused(language_model, "did you mean 'word'", data__tokenizer="words")
+    _refused(language_model, r"make 21 tokens.*data\.length=12", sampling__length=20)
+    _refused(language_model, "at least one token", sampling__prompt="")
+    _refused(language_model, r"optim\.accumulate", **{**LSTM, "optim__accumulate": 2})
+    _refused(language_model, "did you mean 'lstm'", model__kind="lst")
+    (tmp_path / "short.txt").write_text("abc " * 10)
+    _refused(language_model, "36 tokens", data__source=f"text:{tmp_path}/short.txt", data__length=40)
+
+
+LSTM = {"model__kind": "lstm", "data__order": "contiguous"}
+
+
+def test_bad_settings_of_translation(tmp_path):
+    _refused(translation, r"data\.buckets", data__buckets=(24, 32))
+    _refused(
+        translation,
+        r"steps_per_dispatch=2 must divide train\.log_every=3",
+        data__buckets=(24, 40),
+        train__log_every=3,
+    )
+    _refused(translation, "needs data.shared_vocabulary", model__shared_embedding=True)
+    (tmp_path / "a").write_text("x\ny\n")
+    (tmp_path / "b").write_text("x\n")
+    _refused(translation, "2 lines but .* has 1", data__source=f"lines:{tmp_path}/a,{tmp_path}/b")
+    _refused(translation, "longer than data.max_length=2", data__max_length=2)
+
+
+def test_bad_settings_of_tasks():
+    _refused(sequence_tasks, "did you mean 'recall'", data__source="recal")
+    _refused(sequence_tasks, "at least 20 for sentiment", data__source="sentiment")
+
+
+def test_text_ends_at_the_first_eos():
+    tokenizer = train_tokenizer("char", ["abc"], specials=(PAD, BOS, EOS, UNK))
+    assert translation.to_text(tokenizer, np.asarray([4, 5, 2, 6, 0])) == "ab"
+    assert translation.to_text(tokenizer, np.asarray([4, 5])) == "ab"
+
+
+def test_pictures_of_text_that_the_font_lacks(tmp_path):
+    assert shared.drawable("a漢é$\n") == "a□é$\n"
+    shared.save_text_picture(tmp_path / "t.png", ["漢字 $x$ " * 40, "", "b"])
+    shared.save_attention_picture(tmp_path / "a.png", [("$漢$", np.eye(2), ["a", "b"], ["漢", "d"])])
+    assert (tmp_path / "t.png").stat().st_size > 1000
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_the_printed_masked_table():
+    """Row "one" is printed as if divided by more than its five shown entries: 0.012 off; the others round."""
+    table = masked_attention.masked()
+    assert np.abs(table - masked_attention.PRINTED).max() < 0.0125
+    np.testing.assert_allclose(table.sum(axis=1), 1, rtol=1e-6)
+    assert not np.triu(table, 1).any()
+
+
+def test_figures_say_what_they_show():
+    _, alike = positional_encoding.compute()
+    np.testing.assert_allclose(alike[3, 10], alike[50, 57], atol=1e-5)  # PE(p) . PE(q) depends on p - q
+    np.testing.assert_allclose(np.diagonal(alike), 1, rtol=1e-5)
+    found = gradient_norm.gradient_norm(
+        jax.random.key(0), depth=10, gain=1.3, residual=False, tanh=False, clipped=True
+    )
+    np.testing.assert_allclose(found, gradient_norm.CLIP, rtol=1e-5)
+    plain, residual = (
+        gradient_norm.gradient_norm(
+            jax.random.key(0), depth=20, gain=0.7, residual=residual, tanh=True, clipped=False
+        )
+        for residual in (False, True)
+    )
+    assert plain < 1e-3 < 0.5 < residual
