@@ -53,6 +53,7 @@ _PUBLISHED = {
     "sampling.step_size": 2e-5,
     "sampling.denoise": False,
 }
+SLOW = True  # to compile on a CPU, even the smoke preset
 PRESETS = {
     "smoke": Preset(
         "1 CPU core",

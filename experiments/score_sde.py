@@ -41,6 +41,7 @@ from jaxgen.types import (
     UserError,
 )
 
+SLOW = True  # to compile on a CPU, even the smoke preset
 PRESETS = {
     "smoke": Preset(
         "1 CPU core",

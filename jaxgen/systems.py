@@ -131,7 +131,7 @@ def update_system(
     init_params: Callable[[Key, Batch], PyTree],
     update: Callable[[PyTree, Batch, Key], tuple[PyTree, Metrics]],
 ) -> System:
-    """Anything that moves its parameters by a rule of its own: EM iterations, sums of statistics, row updates.
+    """What moves its parameters by a rule of its own: EM iterations, sums of statistics, updates of rows.
 
     init_params: (key, batch) -> params
     update: (params, batch, key) -> (the params after it, metrics); the key is that of the step

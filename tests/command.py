@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from jaxgen import cli
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -29,3 +33,16 @@ def run(*arguments, timeout=300, cwd=ROOT, **changes):
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def experiment_params():
+    """The experiments' names as pytest parameters; a module whose SLOW is true is left to the slow tests."""
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if is_slow(name) else [])
+        for name in cli.experiment_names()
+    ]
+
+
+def is_slow(name):
+    """Whether even the smoke preset takes minutes to compile on a CPU."""
+    return getattr(cli.load_experiment(f"experiments/{name}.py").module, "SLOW", False)

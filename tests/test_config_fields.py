@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command import experiment_params, is_slow
 
 from jaxgen import cli, loop, recorded, sharding
 
-NAMES = cli.experiment_names()
+NAMES = experiment_params()
 
 
 def _hash_constants(jaxpr, digest):
@@ -136,10 +137,11 @@ def folder(tmp_path_factory):
 
 
 def _fields():
-    for name in NAMES:
+    for name in cli.experiment_names():
         config = cli.load_experiment(f"experiments/{name}.py").module.get_config("smoke")
         for field in recorded.flatten(config.to_dict()):
-            yield pytest.param(name, field, id=f"{name}:{field}")
+            marks = [pytest.mark.slow] if is_slow(name) else []
+            yield pytest.param(name, field, id=f"{name}:{field}", marks=marks)
 
 
 _SEEN = {}

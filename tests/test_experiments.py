@@ -17,13 +17,13 @@ import chex
 import jax
 import numpy as np
 import pytest
-from command import ROOT, environment, jaxgen_command, run
+from command import ROOT, environment, experiment_params, jaxgen_command, run
 from PIL import Image
 
 from jaxgen import cli, loop, session, sharding
 from jaxgen import run as entry
 
-NAMES = cli.experiment_names()
+NAMES = experiment_params()
 
 
 def _config(name, preset="smoke"):
@@ -267,6 +267,6 @@ def test_compare_and_report_need_no_config(finished):
 def test_list_names_every_preset():
     status, stdout, stderr = run("--list")
     assert status == 0, stderr
-    for name in NAMES:
+    for name in cli.experiment_names():
         for preset in cli.load_experiment(f"experiments/{name}.py").module.PRESETS:
             assert f"experiments/{name}.py:{preset}" in stdout
