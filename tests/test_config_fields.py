@@ -126,6 +126,7 @@ def folder(tmp_path_factory):
     """Other images of the digits' shape, and other words, for data.source."""
     path = tmp_path_factory.mktemp("images")
     (path / "words.txt").write_text("The quick brown fox jumps over the lazy dog\n" * 40)
+    (path / "text.txt").write_text("a rose is a rose is a rose\nno rose is a daisy\n" * 60)
     (path / "others.txt").write_text("To be or not to be that is the question\n" * 40)
     rng = np.random.default_rng(0)
     np.savez(
