@@ -122,7 +122,7 @@ def main() -> None:
     cache = word_vectors.cache_dir() / "benchmarks"
     cache.mkdir(parents=True, exist_ok=True)
     part = cache / "part.txt"
-    num_words = text_in_lines(source, part, 1_000_000 if asked.quick else 4_000_000)
+    num_words = text_in_lines(source, part, 400_000 if asked.quick else 4_000_000)
     cases = []
     for architecture, window, goal in CASES:
         config = settings(architecture, window, 1, part)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from experiments import classifier, common
 from experiments.common import Preset, checks
 from experiments.common.judging import ImageJudge, classifier_need, sample_images
-from jaxgen import data, pictures, processes, systems
+from jaxgen import data, pictures, processes, sharding, systems
 from jaxgen.models.unet import UNet
 from jaxgen.objectives import ddpm as objective
 from jaxgen.samplers.chain import run_chain, run_chain_with_history, sample_in_batches
@@ -362,7 +362,9 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         num = num or config.sampling.num
         params = state.sampling_params
         images = sample_in_batches(
-            lambda indices: sample(params, key, indices), num, min(num, config.evaluation.batch_size)
+            lambda indices: sharding.to_host(sample(params, key, sharding.spread(mesh, indices))),
+            num,
+            min(num, config.evaluation.batch_size),
         )
         directory.mkdir(parents=True, exist_ok=True)
         grid, reverse, forward = (

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from jaxgen import sharding
 from jaxgen.types import Array, Metrics, PyTree, TrainState, UserError
 
 # Odd multipliers: a word that changes by 2^k changes each sum by an odd multiple of 2^k, which is not 0
@@ -51,9 +52,10 @@ def _digests(state: PyTree) -> list[Array]:
     return [leaf_digest(leaf) for leaf in jax.tree.leaves(state)]
 
 
-def _described(state: PyTree, digests: list[Array]) -> dict[str, Any]:
+def _described(state: PyTree) -> dict[str, Any]:
     """{leaf's path: its shape, dtype and digest}, as JSON."""
     paths = jax.tree_util.tree_leaves_with_path(state)
+    digests = sharding.to_host(_digests(state))
     return {
         jax.tree_util.keystr(path): {
             "shape": list(leaf.shape),
@@ -87,6 +89,18 @@ def _shape_text(shape_and_dtype: tuple[list[int], str] | None) -> str:
 
 class _Damaged(Exception):
     """This checkpoint cannot be used; an older one may be."""
+
+
+def _read(what: str, read: Callable[[], Any]) -> Any:
+    """What `read` returns; _Damaged, on every process, where it raises on any."""
+    try:
+        content = read()
+    except Exception as error:  # Orbax, TensorStore and JSON raise many kinds for a file cut off or gone
+        sharding.everywhere(False)
+        raise _Damaged(f"{what} cannot be read: {type(error).__name__}") from error
+    if not sharding.everywhere(True):
+        raise _Damaged(f"{what} cannot be read by another process")
+    return content
 
 
 class Checkpoints:
@@ -152,7 +166,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    meta=ocp.args.JsonSave({"leaves": _described(state, _digests(state))}),
+                    meta=ocp.args.JsonSave({"leaves": _described(state)}),
                 ),
                 metrics=values if self._best_metric in values else None,
             )
@@ -219,38 +233,40 @@ class Checkpoints:
 
     def _restore_step(self, step: int, abstract_state: PyTree) -> TrainState:
         directory = self.directory / str(step)
-        # Orbax, TensorStore and JSON raise many kinds of exception for a file that is cut off or gone.
-        try:
+
+        def read_description() -> dict[str, Any]:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            leaves = {path: dict(leaf) for path, leaf in meta["leaves"].items()}
-        except Exception as error:
-            raise _Damaged(f"its description cannot be read: {type(error).__name__}") from error
+            return {path: dict(leaf) for path, leaf in meta["leaves"].items()}
+
+        leaves = _read("its description", read_description)
         _check_same_model(leaves, abstract_state, directory)
-        try:
-            state = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-            )["state"]
-        except Exception as error:
-            raise _Damaged(f"its arrays cannot be read: {type(error).__name__}") from error
-        for path, leaf in _described(state, _digests(state)).items():
+        arrays = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        state = _read("its arrays", lambda: self._manager.restore(step, args=arrays)["state"])
+        for path, leaf in _described(state).items():
             if leaf["digest"] != leaves[path]["digest"]:
                 raise _Damaged(f"{path} is not what was saved")
         return state
 
     def _set_aside(self, steps: list[int]) -> None:
         grave = self.directory.with_name(self.directory.name + "_damaged")
-        if jax.process_index() == 0:
-            grave.mkdir(exist_ok=True)
-            for step in steps:
-                target = grave / str(step)
-                while target.exists():
-                    target = target.with_name(target.name + "_again")
-                shutil.move(self.directory / str(step), target)
+        with sharding.together():
+            if sharding.is_first_process():
+                grave.mkdir(exist_ok=True)
+                for step in steps:
+                    target = grave / str(step)
+                    while target.exists():
+                        target = target.with_name(target.name + "_again")
+                    shutil.move(self.directory / str(step), target)
         self._manager.close()
         self._open()
 
 
 def _disk_error(directory: Path, error: Exception) -> UserError:
+    if isinstance(error, TimeoutError):  # Orbax looks at the clock, so a clock that jumps ends its patience
+        return UserError(
+            f"Saving a checkpoint in {directory} took too long, or the system's clock jumped: run the same "
+            "command again, it goes on from the last complete checkpoint."
+        )
     free = shutil.disk_usage(directory).free if os.path.isdir(directory) else 0
     reason = "no space left on the device" if "No space left" in str(error) else error
     return UserError(

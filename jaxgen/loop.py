@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import math
 import signal
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -17,7 +18,7 @@ import numpy as np
 from jaxgen import data, sharding
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.record import Recorder
-from jaxgen.types import Batch, Experiment, LoopSettings, Metrics, PyTree, System, TrainState, UserError
+from jaxgen.types import Batch, Experiment, Key, LoopSettings, Metrics, PyTree, System, TrainState, UserError
 
 
 class Interrupted(Exception):
@@ -33,22 +34,27 @@ class StopRequest:
 
     Within `interruptible()` the signal raises Interrupted at once: used where the state is whole and the
     work (validation, samples) can be thrown away.
+
+    handle: False leaves the signals alone: where several processes must stop together, jax.distributed
+        listens, and `sharding.StopAgreement` says what it heard.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, handle: bool = True) -> None:
         self.signal_number: int | None = None
         self._raise = False
+        self._handled = (signal.SIGTERM, signal.SIGINT) if handle else ()
 
     def __enter__(self) -> StopRequest:
         self._previous = {}
         with contextlib.suppress(ValueError):  # only the main thread may set handlers
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in self._handled:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: it was not set from Python, and cannot be set again from there
+                signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:  # asked twice: do not save, just go
@@ -110,8 +116,12 @@ def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainStat
     """The state's shapes, dtypes and shardings, without computing anything."""
     batch = _abstract_batch(experiment, mesh)
     shapes = jax.eval_shape(experiment.system.init, jax.eval_shape(lambda: jax.random.key(0)), batch)
-    where = sharding.replicated(mesh)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes)
+
+    def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        where = sharding.state_sharding(mesh, leaf.shape)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree.map(placed, shapes)
 
 
 def _abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> PyTree:
@@ -124,14 +134,16 @@ def _abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> PyTree:
     }
 
 
-def initial_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
+def _shardings(state: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
+
+
+def initial_state(experiment: Experiment, mesh: jax.sharding.Mesh, abstract: TrainState) -> TrainState:
     """The state before the first update; a model whose start depends on data sees the first batch."""
     batch = sharding.place(mesh, experiment.train_batch(0))
     # It runs once: on CPU, where XLA's optimiser takes three quarters of its compilation, that is left out.
     fast_compile = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    init = jax.jit(
-        experiment.system.init, out_shardings=sharding.replicated(mesh), compiler_options=fast_compile
-    )
+    init = jax.jit(experiment.system.init, out_shardings=_shardings(abstract), compiler_options=fast_compile)
     return init(sharding.replicated_key(mesh, experiment.seed), batch)
 
 
@@ -141,12 +153,15 @@ class _PendingMetrics:
 
     dispatches: list[tuple[int, Metrics]] = dataclasses.field(default_factory=list)
 
-    def fetch(self) -> dict[str, float]:
-        """The means over the pending steps; stops the run at the first step with a non-finite number."""
+    def fetch(self, save_batch: Callable[[int], str]) -> dict[str, float]:
+        """The means over the pending steps; stops the run at the first step with a non-finite number.
+
+        save_batch: step -> where it saved the batch of that step, in words
+        """
         fetched = [(first, jax.device_get(metrics)) for first, metrics in self.dispatches]
         self.dispatches.clear()
         for first, metrics in fetched:
-            _check_finite(first, metrics)
+            _check_finite(first, metrics, save_batch)
         totals = {
             name: (
                 sum(float(np.sum(metrics[name].total)) for _, metrics in fetched),
@@ -157,7 +172,7 @@ class _PendingMetrics:
         return {name: total / count if count else math.nan for name, (total, count) in totals.items()}
 
 
-def _check_finite(first_step: int, metrics: Metrics) -> None:
+def _check_finite(first_step: int, metrics: Metrics, save_batch: Callable[[int], str]) -> None:
     bad = {name: ~np.isfinite(mean.total) for name, mean in metrics.items()}
     steps = np.any(np.stack(list(bad.values())), axis=0)
     if not steps.any():
@@ -169,8 +184,20 @@ def _check_finite(first_step: int, metrics: Metrics) -> None:
     culprits = ", ".join(name for name in names if bad[name][index])
     raise UserError(
         f"Update {first_step + index + 1} is not finite (first: {culprits}); the run stopped and its last "
-        "checkpoint is from before it: lower optim.learning_rate, set optim.clip_norm or look at the data."
+        "checkpoint is from before it: lower optim.learning_rate, set optim.clip_norm or look at the data"
+        f"{save_batch(first_step + index)}."
     )
+
+
+def save_bad_batch(experiment: Experiment, workdir: Path, step: int) -> str:
+    """Writes this process's rows of the batch of `step` for inspection; says where, or why not."""
+    which = f"_{jax.process_index()}" if jax.process_count() > 1 else ""
+    path = Path(workdir) / f"bad_batch{which}.npz"
+    try:
+        np.savez(path, step=np.int64(step), **experiment.train_batch(step))
+    except OSError as error:
+        return f" (its batch could not be saved: {error.strerror or error})"
+    return f" (its batch is in {path})"
 
 
 def train(
@@ -185,29 +212,58 @@ def train(
 
     Raises Interrupted after SIGTERM or Ctrl-C with everything saved, and UserError on a non-finite number.
     """
-    settings = experiment.loop
     checkpoints = open_checkpoints(experiment, workdir)
     try:
-        # ---- restore, or start
-        state = checkpoints.restore(abstract_state(experiment, mesh), set_aside=True)
-        if state is None:
-            state = initial_state(experiment, mesh)
-        first_step = int(state.step)
-        if first_step >= settings.num_steps:
-            return state
-        with (
-            StopRequest() as stop,
-            Recorder(
-                workdir,
-                start_step=first_step,
-                num_steps=settings.num_steps,
-                enabled=jax.process_index() == 0,
-                show_progress=show_progress,
-            ) as recorder,
-        ):
-            return _run(experiment, workdir, mesh, state, checkpoints, recorder, stop, profile)
-    finally:
+        with sharding.others_watched():
+            state = _train(experiment, workdir, mesh, checkpoints, show_progress, profile)
+    except sharding.LostProcess:
+        raise  # a save that is under way would wait for the process that is gone
+    except BaseException:
         checkpoints.close()
+        raise
+    checkpoints.close()
+    return state
+
+
+def _train(
+    experiment: Experiment,
+    workdir: Path,
+    mesh: jax.sharding.Mesh,
+    checkpoints: Checkpoints,
+    show_progress: bool,
+    profile: bool,
+) -> TrainState:
+    settings = experiment.loop
+    # ---- restore, or start
+    abstract = abstract_state(experiment, mesh)
+    state = checkpoints.restore(abstract, set_aside=True)
+    if state is None:
+        state = initial_state(experiment, mesh, abstract)
+    first_step = int(state.step)
+    if first_step >= settings.num_steps:
+        return state
+    with (
+        StopRequest(handle=jax.process_count() == 1) as stop,
+        Recorder(
+            workdir,
+            start_step=first_step,
+            num_steps=settings.num_steps,
+            enabled=sharding.is_first_process(),
+            show_progress=show_progress,
+        ) as recorder,
+    ):
+        return _run(experiment, workdir, mesh, state, checkpoints, recorder, stop, profile)
+
+
+def write_samples(
+    experiment: Experiment, mesh: jax.sharding.Mesh, state: TrainState, key: Key, num: int, directory: Path
+) -> list[Path]:
+    """The experiment's samples: all processes draw them, what the first one writes is kept."""
+    state = sharding.fetchable(mesh, state)
+    if sharding.is_first_process():
+        return experiment.write_samples(state, key, num, directory)
+    with tempfile.TemporaryDirectory() as unwanted:
+        return experiment.write_samples(state, key, num, Path(unwanted))
 
 
 def open_checkpoints(experiment: Experiment, workdir: Path) -> Checkpoints:
@@ -232,7 +288,8 @@ def _run(
 ) -> TrainState:
     settings = experiment.loop
     first_step = step = int(state.step)
-    run_steps = make_steps(experiment.system, mesh, state_sharding=sharding.replicated(mesh))
+    run_steps = make_steps(experiment.system, mesh, state_sharding=_shardings(state))
+    agreement = sharding.StopAgreement()
     pending = _PendingMetrics()
     throughput = _Throughput(step)
 
@@ -266,9 +323,11 @@ def _run(
                     settings.checkpoint_every,
                 )
             )
+            if agreement.reached():
+                stop.signal_number = signal.SIGTERM
             stopping = stop.signal_number is not None
             if due_log or due_validation or due_samples or due_save or stopping:
-                means = pending.fetch()
+                means = pending.fetch(lambda step: save_bad_batch(experiment, workdir, step))
                 means.update(throughput.since_last(step))
                 recorder.log(step, means, prefix="train/")
                 recorder.advance(step, {"loss": means["loss"]})
@@ -282,8 +341,9 @@ def _run(
                         values = {name: float(mean.value) for name, mean in validation.items()}
                         recorder.log(step, values, prefix="validation/")
                     if due_samples and settings.sample_every and not last:
-                        key = jax.random.fold_in(jax.random.key(experiment.seed), step)
-                        experiment.write_samples(state, key, 0, Path(workdir) / "samples" / f"step_{step}")
+                        key = jax.random.fold_in(sharding.replicated_key(mesh, experiment.seed), step)
+                        directory = Path(workdir) / "samples" / f"step_{step}"
+                        write_samples(experiment, mesh, state, key, 0, directory)
                     if due_validation or due_samples:
                         throughput.skip()
             except Interrupted:

@@ -16,8 +16,10 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import absl.logging
 import jax
@@ -54,6 +56,7 @@ def define_flags() -> flags.FlagValues:
     yes_no("record", False, "Mode report: write the run to experiments/results/ too.")
     text("tag", "", "Modes report --record and compare: suffix of the recorded run's name.")
     yes_no("distributed", False, "Join the processes of a cluster.")
+    whole("fsdp", 1, "Over how many devices each large array of the state is laid.", lower_bound=1)
     yes_no("profile", False, "Mode train: write a profiler trace to WORKDIR/profile.")
     return values
 
@@ -85,7 +88,12 @@ def run(asked: flags.FlagValues, source: str | None, config: ConfigDict | None) 
     if source is None or config is None:
         raise UserError("Say what to run: --config=experiments/NAME.py:PRESET; --list shows them all.")
     this_run = session.Session(
-        source, config, workdir, trained=asked.mode != "train", distributed=asked.distributed
+        source,
+        config,
+        workdir,
+        trained=asked.mode != "train",
+        distributed=asked.distributed,
+        fsdp=asked.fsdp,
     )
     if asked.mode == "train":
         this_run.train(profile=asked.profile)
@@ -139,6 +147,25 @@ def _quiet_libraries() -> None:
     sys.unraisablehook = hook
 
 
+def _leave(argv: Sequence[str]) -> NoReturn:
+    """Runs and ends the process; one of several that fails ends without waiting for the others."""
+    try:
+        status = main(argv)
+    except SystemExit as stopped:
+        status = stopped.code if isinstance(stopped.code, int) else 1
+    except BaseException:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        status = 1
+    if status and jax.distributed.is_initialized():
+        # At a normal end JAX waits for the other processes, which wait for this one: for minutes.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
     _quiet_libraries()
-    sys.exit(main(sys.argv))
+    _leave(sys.argv)

@@ -34,12 +34,14 @@ class Session:
         *,
         trained: bool = False,
         distributed: bool = False,
+        fsdp: int = 1,
     ) -> None:
         """Builds the experiment and looks for mistakes; nothing is written or computed yet.
 
         source: FILE:PRESET, where `config` comes from
         trained: the workdir must hold a run of this config; else it may hold nothing
         distributed: join the processes of a cluster
+        fsdp: the number of devices that each large array of the state is laid over
 
         Raises UserError.
         """
@@ -50,7 +52,7 @@ class Session:
             _check_same_config(workdir, source, config.to_dict(), free=_FREE_GROUPS)
         else:
             _check_free_or_same(workdir, source, config.to_dict())
-        self.mesh = _start_jax(distributed=distributed)
+        self.mesh = _start_jax(distributed=distributed, fsdp=fsdp)
         file, _, _ = source.partition(":")
         self.experiment: Experiment = cli.load_experiment(file).module.build(config, self.mesh)
         # Models say what does not fit them when they are traced.
@@ -66,45 +68,51 @@ class Session:
             started = time.perf_counter()
             try:
                 state = loop.train(self.experiment, self.workdir, self.mesh, profile=profile)
-                print(f"Trained to update {int(state.step)} in {_duration(time.perf_counter() - started)}.")
+                _say(f"Trained to update {int(state.step)} in {_duration(time.perf_counter() - started)}.")
                 self._finish(state)
             except loop.Interrupted as stopped:
                 _exit_by_signal(stopped)
-            scores = files.read_result(self.workdir)
-            page = report_page.write_report(self.workdir)
-        print(recorded.score_table(scores))
-        print(f"Report: {page}")
+            self._report()
 
     def evaluate(self, which: Literal["newest", "best"]) -> None:
         """Scores a checkpoint of a trained run; writes result.json and the report."""
         self._check_needs()
         state = _restore(self.experiment, self.workdir, self.mesh, which)
         self._evaluate(state)
-        page = report_page.write_report(self.workdir)
-        print(recorded.score_table(files.read_result(self.workdir)))
-        print(f"Report: {page}")
+        self._report()
 
     def sample(self, which: Literal["newest", "best"], *, num: int, seed: int) -> None:
         """Draws samples from a checkpoint into samples/seed_<seed>/."""
         state = _restore(self.experiment, self.workdir, self.mesh, which)
-        key = jax.random.fold_in(jax.random.key(self.experiment.seed), seed)
-        for path in self.experiment.write_samples(state, key, num, self.workdir / "samples" / f"seed_{seed}"):
-            print(path)
+        key = jax.random.fold_in(sharding.replicated_key(self.mesh, self.experiment.seed), seed)
+        directory = self.workdir / "samples" / f"seed_{seed}"
+        for path in loop.write_samples(self.experiment, self.mesh, state, key, num, directory):
+            _say(path)
 
     # ---- parts
 
     def _finish(self, state: TrainState) -> None:
         """Evaluation and samples of a trained state; a signal meanwhile ends the process at once, as the
         trained state is on disk and the same command comes back to here."""
-        with loop.StopRequest() as stop, stop.interruptible():
-            key = jax.random.key(self.experiment.seed)
-            self.experiment.write_samples(state, key, 0, self.workdir / "samples")
+        with loop.StopRequest() as stop, stop.interruptible(), sharding.others_watched():
+            key = sharding.replicated_key(self.mesh, self.experiment.seed)
+            loop.write_samples(self.experiment, self.mesh, state, key, 0, self.workdir / "samples")
             self._evaluate(state)
 
     def _evaluate(self, state: TrainState) -> None:
         needed = {name: self._needed_state(name, need) for name, need in self.experiment.needs.items()}
-        scores: Scores = self.experiment.evaluate(state, needed)
-        files.write_result(self.workdir, scores)
+        needed = {name: sharding.fetchable(self.mesh, trained) for name, trained in needed.items()}
+        scores: Scores = self.experiment.evaluate(sharding.fetchable(self.mesh, state), needed)
+        with sharding.together():
+            if sharding.is_first_process():
+                files.write_result(self.workdir, scores)
+
+    def _report(self) -> None:
+        with sharding.together():
+            if sharding.is_first_process():
+                page = report_page.write_report(self.workdir)
+                print(recorded.score_table(files.read_result(self.workdir)))
+                print(f"Report: {page}")
 
     def _check_needs(self) -> None:
         """Finds now what the evaluation would stumble over after the training."""
@@ -127,9 +135,12 @@ class Session:
             return _restore(need.experiment, Path(need.workdir), self.mesh, "newest")
         workdir = self._need_workdir(name)
         _claim(workdir, need.experiment, need.source, need.config)
-        print(f"Training what the evaluation needs: {need.source} in {workdir}")
+        _say(f"Training what the evaluation needs: {need.source} in {workdir}")
         state = loop.train(need.experiment, workdir, self.mesh)
-        files.write_result(workdir, need.experiment.evaluate(state, {}))
+        scores = need.experiment.evaluate(sharding.fetchable(self.mesh, state), {})
+        with sharding.together():
+            if sharding.is_first_process():
+                files.write_result(workdir, scores)
         return state
 
 
@@ -265,16 +276,21 @@ def _claim(workdir: Path, experiment: Experiment, source: str, config: Mapping[s
         data_fingerprints=dict(experiment.data_fingerprints),
         command=[Path(sys.argv[0]).name, *sys.argv[1:]],
     )
-    _check_free_or_same(workdir, source, config)
-    if (workdir / "config.json").exists():
-        first = _read_manifest(workdir)
-        if first["data"] != manifest["data"]:
-            raise UserError(f"The data have changed since the run in {workdir} began; use another --workdir.")
-        manifest = {**first, "resumed": [*first.get("resumed", []), manifest]}
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        files.write_json(workdir / "manifest.json", manifest)
-        files.write_json(workdir / "config.json", {"experiment": file, "preset": preset, "config": config})
+    with sharding.together():
+        _check_free_or_same(workdir, source, config)
+        if (workdir / "config.json").exists():
+            first = _read_manifest(workdir)
+            if first["data"] != manifest["data"]:
+                raise UserError(
+                    f"The data have changed since the run in {workdir} began; use another --workdir."
+                )
+            manifest = {**first, "resumed": [*first.get("resumed", []), manifest]}
+    with sharding.together():
+        if sharding.is_first_process():
+            workdir.mkdir(parents=True, exist_ok=True)
+            files.write_json(workdir / "manifest.json", manifest)
+            content = {"experiment": file, "preset": preset, "config": config}
+            files.write_json(workdir / "config.json", content)
 
 
 class _WorkdirLock:
@@ -285,11 +301,14 @@ class _WorkdirLock:
         self._file: IO[str] | None = None
 
     def __enter__(self) -> None:
-        if jax.process_index() != 0:
-            return
+        with sharding.together():
+            if sharding.is_first_process():
+                self._lock()
+
+    def _lock(self) -> None:
         try:
             self._workdir.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._workdir / ".lock", "w")
+            self._file = open(self._workdir / ".lock", "w")  # noqa: SIM115 (closed by __exit__)
         except OSError as error:
             raise UserError(
                 f"The workdir {self._workdir} cannot be written ({error.strerror}); choose another --workdir."
@@ -309,12 +328,17 @@ class _WorkdirLock:
 # ---- the process
 
 
-def _start_jax(*, distributed: bool) -> jax.sharding.Mesh:
+def _say(text: object) -> None:
+    if sharding.is_first_process():
+        print(text)
+
+
+def _start_jax(*, distributed: bool, fsdp: int) -> jax.sharding.Mesh:
     """The mesh of all devices; UserError where there is no cluster to join, or no device."""
     _use_compilation_cache()
     try:
         sharding.initialize(distributed=distributed)
-        return sharding.make_mesh()
+        return sharding.make_mesh(fsdp)
     except (RuntimeError, ValueError) as error:
         asked = "--distributed" if distributed else f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
         raise UserError(f"JAX cannot start with {asked}: {error}") from error

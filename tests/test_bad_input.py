@@ -594,7 +594,8 @@ def test_a_number_that_is_not_finite_stops_the_run(tmp_path):
     assert (status, stdout) == (2, "")
     assert _said(stderr) == [
         "jaxgen: Update 1 is not finite (first: update_norm, parameter_norm); the run stopped and its last "
-        "checkpoint is from before it: lower optim.learning_rate, set optim.clip_norm or look at the data."
+        "checkpoint is from before it: lower optim.learning_rate, set optim.clip_norm or look at the data "
+        f"(its batch is in {tmp_path}/bad_batch.npz)."
     ]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0"]
 

@@ -151,6 +151,10 @@ def test_a_non_finite_number_stops_the_run_names_itself_and_is_never_saved(tmp_p
 
     with pytest.raises(UserError, match=r"Update 14 is not finite \(first: loss, gradient_norm, update_norm"):
         _train(_experiment(tmp_path, batch=poisoned), tmp_path)
+    with np.load(tmp_path / "bad_batch.npz") as saved:
+        assert int(saved["step"]) == 13
+        np.testing.assert_array_equal(saved["x"], poisoned(13)["x"])
+        np.testing.assert_array_equal(saved["y"], poisoned(13)["y"])
     healthy = _train(_experiment(tmp_path), tmp_path)  # goes on from step 8
     assert np.isfinite(healthy.params["w"]).all()
 
