@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import hashlib
 import os
 import re
 import shutil
@@ -39,7 +40,8 @@ def load_corpus(config: ConfigDict) -> Corpus:
 
 
 def _name_of(path: Path) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "_", str(path.absolute())).strip("_")[-100:]
+    digest = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9]+', '_', path.stem)[-60:]}_{digest}"
 
 
 def text_file(source: str, path: str, lowercase: bool) -> Path:

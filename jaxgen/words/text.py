@@ -195,7 +195,9 @@ def write_corpus(
     token_digest, start_digest = hashlib.sha256(), hashlib.sha256()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "corpus.json").unlink(missing_ok=True)
+        for name in ("corpus.json", "tokens.i32", "starts.i64"):
+            # Whoever has the old ones mapped keeps them: written over, they would end that process by SIGBUS.
+            (directory / name).unlink(missing_ok=True)
         with (directory / "tokens.i32").open("wb") as tokens, (directory / "starts.i64").open("wb") as starts:
 
             def append(ends: np.ndarray) -> None:
