@@ -55,7 +55,7 @@ def pca_case(size: tuple[int, int, int], **limits: Any) -> timing.Case:
     else:
         fit = lambda: linear.fit_pca(on_device, rank)
     theirs = lambda: PCA(rank).fit(x)
-    fits = max(1, 10**9 // (rows * columns**2))  # so many a call that a call takes tens of milliseconds
+    fits = min(50, max(1, 10**9 // (rows * columns**2)))  # so many that a call takes tens of milliseconds
 
     def repeated(fit: Callable[[], Any]) -> None:
         for _ in range(fits):

@@ -3,12 +3,13 @@
   python -m benchmarks.word2vec [--quick] [--record] [--text=FILE] [--runs=DIR --seeds=1,2,3]
 
 200 dimensions, 5 negatives, subsampling 1e-3, min_count 5, rate 0.025 to 0.0001, windows 5 and 8, skip-gram
-and CBOW, 5 epochs, 2 workers for gensim. Speed is measured in turn, in this process, on the first words of the
-text, without making the vocabulary, gensim in its fastest mode (corpus_file), ours without the loop's log and
-checkpoints. With --runs each side also trains on the whole text, a run per seed, and answers the analogies and
-WordSim-353 by the same code; gensim then reads lines, as its corpus_file mode with 2 workers does not bring the
-rate down to the last one (each worker counts its own words against the whole). A run's figures stay in DIR, so
-that a stopped benchmark goes on. Without --text the text is wiki100m of JAXGEN_DATA_DIR.
+and CBOW, 5 epochs, 2 workers for gensim. Speed is measured in turn, in this process, on the first words of
+the text, without making the vocabulary, gensim in its fastest mode (corpus_file), ours without the loop's log
+and checkpoints. With --runs each side also trains on the whole text, a run per seed, and answers the
+analogies and WordSim-353 by the same code; gensim then reads lines, as its corpus_file mode with 2 workers
+does not bring the rate down to the last one (each worker counts its own words against the whole). A run's
+figures stay in DIR, so that a stopped benchmark goes on. Without --text the text is wiki100m of
+JAXGEN_DATA_DIR.
 
 The floor of a skip-gram update by pieces of T = 32 words, windows of 5 and K = 16 shared negatives at D = 200
 is 6 D (T + 10 + K) = 70 kFLOP for a word kept of 1.34 read, and about 6 rows of 800 bytes read and written.
