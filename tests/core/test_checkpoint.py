@@ -1,6 +1,5 @@
 """Checkpoints: what goes in comes out; what was damaged is noticed, passed over and set aside."""
 
-import gc
 import json
 
 import chex
@@ -54,13 +53,6 @@ def three(tmp_path):
     return tmp_path / "checkpoints"
 
 
-@pytest.fixture
-def orbax_drops_coroutines():
-    """After a failed read Orbax leaves coroutines whose exceptions nobody fetched; they are swept up here."""
-    yield
-    gc.collect()
-
-
 def _reopen(directory, **kwargs):
     messages = []
     return Checkpoints(directory, keep=3, report=messages.append, **kwargs), messages
@@ -93,8 +85,6 @@ def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     chex.assert_trees_all_equal(_plain(restored), expected)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.usefixtures("orbax_drops_coroutines")
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "metadata"])
 def test_a_damaged_newest_checkpoint_falls_back_and_is_set_aside(three, damage):
     newest = three / "2"
@@ -121,8 +111,6 @@ def test_a_damaged_newest_checkpoint_falls_back_and_is_set_aside(three, damage):
     checkpoints.close()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.usefixtures("orbax_drops_coroutines")
 def test_every_checkpoint_damaged_is_an_error_and_loses_nothing(three):
     for step in range(3):
         _largest_file(three / str(step)).write_bytes(b"")
