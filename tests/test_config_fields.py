@@ -6,6 +6,8 @@ configs that differ in one field must differ in what was written down, in their 
 the loop (whose effects tests/core/test_loop.py looks at).
 """
 
+import contextlib
+import functools
 import hashlib
 import re
 
@@ -35,11 +37,11 @@ def _hash_constants(jaxpr, digest):
 
 
 def _program(function, *args):
-    """A hash of the traced program with its literals and constants."""
-    jaxpr = jax.make_jaxpr(function)(*args)
+    """A hash of the traced program with its literals and constants, and the shapes it returns."""
+    jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(jaxpr)).encode())
     _hash_constants(jaxpr, digest)
-    return digest.hexdigest()
+    return digest.hexdigest(), shapes
 
 
 def _made_up(shape):
@@ -60,55 +62,102 @@ class _Judge:
         return {}
 
 
-DEPTHS = ("build", "step", "everything")
+@contextlib.contextmanager
+def _only_traced(module, written, monkeypatch):
+    """Inside, what jax.jit and the judge are given is written down instead of computed.
 
-
-def _observe(module, config, folder, monkeypatch, depth="everything"):
-    """What an experiment built from this config would do, as text; a deeper look takes longer."""
-    written = []
+    written: returns the list to write to at the time of the call
+    """
 
     def traced_only(function=None, **options):
         if function is None:
             return lambda f: traced_only(f, **options)
 
         def call(*args):
-            written.append(_program(function, *args))
-            return jax.tree.map(_made_up, jax.eval_shape(function, *args))
+            program, shapes = _program(function, *args)
+            written().append(program)
+            return jax.tree.map(_made_up, shapes)
 
         return call
 
     with monkeypatch.context() as patch:
         patch.setattr(jax, "jit", traced_only)
         if hasattr(module, "ImageJudge"):
-            patch.setattr(module, "ImageJudge", lambda *a, **k: _Judge(written, *a, **k))
-        experiment = module.build(config, sharding.make_mesh())
-        written += [
-            f"{experiment.loop} {experiment.seed} {sorted(experiment.data_fingerprints.items())}",
-            str([(name, need.source, need.config, need.workdir) for name, need in experiment.needs.items()]),
-        ]
-        batch = experiment.train_batch(0)
-        written += [f"{name} {field.shape} {field.tobytes()!r}" for name, field in batch.items()]
-        if depth == "build":
-            return written
-        key = jax.random.key(0)
-        state = jax.eval_shape(experiment.system.init, key, batch)
-        written.append(_program(experiment.system.init, key, batch))
-        written += [str(state), _program(experiment.system.step, state, batch)]
-        if depth == "step":
-            return written
-        state = jax.tree.map(_made_up, state)
-        experiment.validate(state)
-        files = experiment.write_samples(state, key, 0, folder)
+            patch.setattr(module, "ImageJudge", lambda *a, **k: _Judge(written(), *a, **k))
+        yield
+
+
+class _Observed:
+    """What an experiment built from this config would do, each part as text, worked out when asked for."""
+
+    PARTS = ("build", "init", "step", "samples", "evaluate", "validate")
+
+    def __init__(self, module, config, folder, monkeypatch):
+        self._module, self._folder, self._monkeypatch = module, folder, monkeypatch
+        self._parts = {}
+        with self._writing("build") as written:
+            self._experiment = experiment = module.build(config, sharding.make_mesh())
+            self._batch = experiment.train_batch(0)
+            needs = [
+                (name, need.source, need.config, need.workdir) for name, need in experiment.needs.items()
+            ]
+            written += [
+                f"{experiment.loop} {experiment.seed} {sorted(experiment.data_fingerprints.items())} {needs}",
+                *(f"{name} {field.shape} {field.tobytes()!r}" for name, field in self._batch.items()),
+            ]
+
+    @contextlib.contextmanager
+    def _writing(self, part):
+        self._written = self._parts[part] = []
+        with _only_traced(self._module, lambda: self._written, self._monkeypatch):
+            yield self._written
+
+    def __getitem__(self, part):
+        if part not in self._parts:
+            with self._writing(part) as written:
+                getattr(self, f"_{part}")(written)
+        return self._parts[part]
+
+    @functools.cached_property
+    def _init_program(self):
+        return _program(self._experiment.system.init, jax.random.key(0), self._batch)
+
+    @property
+    def _state(self):
+        return jax.tree.map(_made_up, self._init_program[1])
+
+    def _init(self, written):
+        written += [self._init_program[0], str(self._init_program[1])]
+
+    def _step(self, written):
+        written.append(_program(self._experiment.system.step, self._init_program[1], self._batch)[0])
+
+    def _validate(self, written):
+        self._experiment.validate(self._state)
+
+    def _samples(self, written):
+        files = self._experiment.write_samples(self._state, jax.random.key(0), 0, self._folder)
         written.append(str([(path.name, path.read_bytes()[:40]) for path in files]))
+
+    def _evaluate(self, written):
+        def trained(system, batch):
+            return jax.tree.map(_made_up, jax.eval_shape(system.init, jax.random.key(0), batch))
+
         needed = {
-            name: jax.tree.map(
-                _made_up,
-                jax.eval_shape(need.experiment.system.init, key, need.experiment.train_batch(0)),
-            )
-            for name, need in experiment.needs.items()
+            name: trained(need.experiment.system, need.experiment.train_batch(0))
+            for name, need in self._experiment.needs.items()
         }
-        experiment.evaluate(state, needed)
-    return written
+        self._experiment.evaluate(self._state, needed)
+
+
+def _parts_for(field):
+    """All parts, those first in which this field is most likely to be seen."""
+    likely = {
+        "optim": ("build", "step"),
+        "sampling": ("build", "samples"),
+        "evaluation": ("build", "evaluate"),
+    }.get(field.split(".")[0], ())
+    return sorted(_Observed.PARTS, key=lambda part: (part not in likely, _Observed.PARTS.index(part)))
 
 
 def _other_value(value):
@@ -145,47 +194,57 @@ def _fields():
             yield pytest.param(name, field, id=f"{name}:{field}", marks=marks)
 
 
+@functools.cache
+def _module(name):
+    return cli.load_experiment(f"experiments/{name}.py").module
+
+
 _SEEN = {}
 
 
 @pytest.mark.parametrize(("name", "field"), list(_fields()))
 def test_changing_a_field_changes_what_is_done(name, field, folder, tmp_path, monkeypatch):
-    module = cli.load_experiment(f"experiments/{name}.py").module
+    module = _module(name)
 
-    def observe(settings, depth):
+    def observed(settings):
         config = module.get_config("smoke")
         config.update_from_flattened_dict(settings)
-        return _observe(module, config, tmp_path, monkeypatch, depth)
+        return _Observed(module, config, tmp_path, monkeypatch)
 
     flat = recorded.flatten(module.get_config("smoke").to_dict())
     value, context = getattr(module, "FIELD_CHECKS", {}).get(field, (None, {}))
     value = _other_value(flat[field]) if value is None else value
     fill = lambda value: value.format(folder=folder) if isinstance(value, str) else value
     value, context = fill(value), {name: fill(value) for name, value in context.items()}
-    for depth in DEPTHS:
-        before = (name, depth, str(sorted(context.items())))
-        if before not in _SEEN:
-            _SEEN[before] = observe(context, depth)
-        if observe({**context, field: value}, depth) != _SEEN[before]:
-            return
-    pytest.fail(f"{field}={value!r} changes nothing")
+    before = (name, str(sorted(context.items())))
+    if before not in _SEEN:
+        _SEEN[before] = observed(context)
+    changed = observed({**context, field: value})
+    if all(changed[part] == _SEEN[before][part] for part in _parts_for(field)):
+        pytest.fail(f"{field}={value!r} changes nothing")
+
+
+def _all_parts(observed):
+    return {part: observed[part] for part in _Observed.PARTS}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_config_is_seen_to_do_the_same(name, tmp_path, monkeypatch):
     """Without this, noise in what is written down would hide an unused field."""
-    module = cli.load_experiment(f"experiments/{name}.py").module
-    seen = [_observe(module, module.get_config("smoke"), tmp_path, monkeypatch) for _ in range(2)]
-    assert seen[0] == seen[1]
+    config = _module(name).get_config("smoke")
+    first, second = (_all_parts(_Observed(_module(name), config, tmp_path, monkeypatch)) for _ in range(2))
+    assert first == second
+    assert any(first.values())
 
 
 def test_an_unused_field_is_caught(tmp_path, monkeypatch):
-    module = cli.load_experiment("experiments/classifier.py").module
+    module = _module("classifier")
     config, changed = module.get_config("smoke"), module.get_config("smoke")
     for which, value in ((config, 1), (changed, 2)):
         with which.unlocked():
             which.model.unused = value
-    assert _observe(module, config, tmp_path, monkeypatch) == _observe(module, changed, tmp_path, monkeypatch)
+    seen = [_all_parts(_Observed(module, which, tmp_path, monkeypatch)) for which in (config, changed)]
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("name", NAMES)
