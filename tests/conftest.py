@@ -6,8 +6,11 @@ from importlib.metadata import version
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little: without optimisation they take half the time to compile. The emitters
 # can be left out where XLA still knows them by this flag; an unknown flag ends the process.
-_FEWER_PASSES = "--xla_cpu_use_fusion_emitters=false" if version("jax").startswith("0.10.") else ""
-os.environ.setdefault("XLA_FLAGS", f"--xla_backend_optimization_level=0 {_FEWER_PASSES}")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0"
+    + (" --xla_cpu_use_fusion_emitters=false" if version("jax").startswith("0.10.") else ""),
+)
 
 import chex
 import jax
