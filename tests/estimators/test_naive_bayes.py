@@ -77,7 +77,10 @@ def test_joint_normalises_to_the_conditional(kind):
     np.testing.assert_allclose(naive_bayes.log_prob(family, model, x), evidence, rtol=1e-5)
     conditional = np.asarray(naive_bayes.predict_log_proba(family, model, x))
     np.testing.assert_allclose(conditional, joint - evidence[:, None], atol=2e-3)
-    np.testing.assert_allclose(np.exp(conditional).sum(1), 1.0, rtol=1e-5)
+    # A compiler may compute the joint once for the sum and once for the difference: its rounding shows.
+    np.testing.assert_allclose(
+        np.exp(conditional).sum(1), 1.0, atol=4 * np.spacing(np.float32(abs(joint).max()))
+    )
 
 
 def test_discrete_joints_sum_to_one_over_everything():
