@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from jaxgen.recorded import flatten, table
+from jaxgen.replicas import Label
 from jaxgen.types import UserError
 
 # ---- what is said of a mistake
@@ -246,6 +247,68 @@ def parse_value(name: str, text: str, preset: Any) -> Any:
             raise UserError(f"config.{name} must be a finite number, not {text!r}.")
         return value
     return text
+
+
+# ---- several runs of one config
+
+_MAX_REPLICAS = 1024
+
+
+def replica_configs(config: ConfigDict) -> dict[Label, ConfigDict]:
+    """The configs of the runs that config.num_seeds and config.sweep ask for; most often itself alone.
+
+    Seeds are config.seed, config.seed + 1, ...; a sweep, written optim.learning_rate:1e-4,1e-3, gives each of
+    its values to every seed. Raises UserError for a sweep of something that is no number.
+    """
+    num_seeds, sweep = config.get("num_seeds", 1), config.get("sweep", "")
+    if num_seeds < 1:
+        raise UserError(f"num_seeds must be at least 1, not {num_seeds}.")
+    field, values = _parse_sweep(sweep, flatten(config.to_dict())) if sweep else ("", [None])
+    if num_seeds * len(values) > _MAX_REPLICAS:
+        raise UserError(
+            f"num_seeds and sweep ask for {num_seeds * len(values)} runs at once: ask for {_MAX_REPLICAS} or "
+            "fewer."
+        )
+    if field == "seed" and num_seeds > 1:
+        raise UserError("sweep=seed:… and num_seeds both choose the seeds: use one of them.")
+    configs = {}
+    for value in values:
+        for number in range(num_seeds):
+            one = config.copy_and_resolve_references()
+            if "num_seeds" in one:
+                one.num_seeds, one.sweep = 1, ""
+            if field:
+                one.update_from_flattened_dict({field: value})
+            one.seed += number
+            words = f"{field}={_as_text(value)}" if field else ""
+            configs[Label(words, one.seed if num_seeds > 1 else None)] = one
+    return configs
+
+
+def _parse_sweep(sweep: str, fields: dict[str, Any]) -> tuple[str, list[Any]]:
+    """'optim.learning_rate:1e-4,1e-3' -> ('optim.learning_rate', [0.0001, 0.001])."""
+    name, colon, text = sweep.partition(":")
+    name = name.strip()
+    if not colon:
+        raise UserError(f"sweep={sweep} needs values: write --config.sweep=optim.learning_rate:1e-4,1e-3.")
+    if name not in fields:
+        # optim.lr for optim.learning_rate
+        short = [field for field in fields if _initials(field) == name]
+        if len(short) != 1:
+            raise _unknown_field(name, fields)
+        name = short[0]
+    preset = fields[name]
+    if name == "num_seeds" or isinstance(preset, bool) or not isinstance(preset, int | float):
+        raise UserError(f"sweep={name}:… cannot be: only a field that is a number can be swept.")
+    values = [parse_value(name, item.strip(), preset) for item in text.split(",") if item.strip()]
+    if len(values) < 2 or len(set(values)) < len(values):
+        raise UserError(f"sweep={sweep} needs two values or more, all different.")
+    return name, values
+
+
+def _initials(field: str) -> str:
+    group, dot, last = field.rpartition(".")
+    return group + dot + "".join(word[:1] for word in last.split("_"))
 
 
 def _as_text(value: Any) -> str:

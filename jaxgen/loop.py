@@ -8,14 +8,14 @@ import math
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
 import jax
 import numpy as np
 
-from jaxgen import data, sharding
+from jaxgen import data, replicas, sharding
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.record import Recorder
 from jaxgen.types import Batch, Experiment, Key, LoopSettings, Metrics, PyTree, System, TrainState, UserError
@@ -98,8 +98,11 @@ def spans(settings: LoopSettings, first_step: int) -> Iterator[tuple[int, int]]:
         step += size
 
 
-def make_steps(system: System, mesh: jax.sharding.Mesh, state_sharding: object):
-    """The compiled (state, batches [S, B, ...]) -> (state, metrics [S]): S updates in one `lax.scan`."""
+def make_steps(system: System, mesh: jax.sharding.Mesh, state_sharding: object, *, batch_axis: int = 0):
+    """The compiled (state, batches [S, B, ...]) -> (state, metrics [S]): S updates in one `lax.scan`.
+
+    batch_axis: the axis of a single batch that is laid over the devices
+    """
 
     def run(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         return jax.lax.scan(system.step, state, batches)
@@ -107,31 +110,37 @@ def make_steps(system: System, mesh: jax.sharding.Mesh, state_sharding: object):
     return jax.jit(
         run,
         donate_argnums=0,
-        in_shardings=(state_sharding, sharding.batch_sharding(mesh, axis=1)),
+        in_shardings=(state_sharding, sharding.batch_sharding(mesh, axis=1 + batch_axis)),
         out_shardings=(state_sharding, sharding.replicated(mesh)),
     )
 
 
 def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
     """The state's shapes, dtypes and shardings, without computing anything."""
-    batch = _abstract_batch(experiment, mesh)
+    batch = _abstract_batch(experiment)
     shapes = jax.eval_shape(experiment.system.init, jax.eval_shape(lambda: jax.random.key(0)), batch)
 
     def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        where = sharding.state_sharding(mesh, leaf.shape)
+        where = replicas.state_sharding(experiment, mesh, leaf.shape)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     return jax.tree.map(placed, shapes)
 
 
-def _abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> PyTree:
+def abstract_update(experiment: Experiment, state: TrainState) -> tuple[TrainState, Metrics]:
+    """The shapes after an update of `abstract_state`'s; what does not fit is said while it is traced."""
+    return jax.eval_shape(experiment.system.step, state, _abstract_batch(experiment))
+
+
+def _abstract_batch(experiment: Experiment) -> PyTree:
     """The global batch's shapes, from this process's rows of it."""
     rows = experiment.train_batch(0)
-    processes = jax.process_count()
-    return {
-        name: jax.ShapeDtypeStruct((field.shape[0] * processes, *field.shape[1:]), field.dtype)
-        for name, field in rows.items()
-    }
+    axis = replicas.rows_axis(experiment)
+
+    def whole(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape[:axis], shape[axis] * jax.process_count(), *shape[axis + 1 :])
+
+    return {name: jax.ShapeDtypeStruct(whole(field.shape), field.dtype) for name, field in rows.items()}
 
 
 def _shardings(state: PyTree) -> PyTree:
@@ -140,7 +149,7 @@ def _shardings(state: PyTree) -> PyTree:
 
 def initial_state(experiment: Experiment, mesh: jax.sharding.Mesh, abstract: TrainState) -> TrainState:
     """The state before the first update; a model whose start depends on data sees the first batch."""
-    batch = sharding.place(mesh, experiment.train_batch(0))
+    batch = sharding.place(mesh, experiment.train_batch(0), axis=replicas.batch_axis(experiment, mesh))
     # It runs once: on CPU, where XLA's optimiser takes three quarters of its compilation, that is left out.
     fast_compile = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     init = jax.jit(experiment.system.init, out_shardings=_shardings(abstract), compiler_options=fast_compile)
@@ -149,43 +158,58 @@ def initial_state(experiment: Experiment, mesh: jax.sharding.Mesh, abstract: Tra
 
 @dataclasses.dataclass
 class _PendingMetrics:
-    """Metrics still on the devices, until a logging step fetches them all at once."""
+    """Metrics still on the devices, until a logging step fetches them all at once.
 
+    labels: of replicas, whose metrics are [S, R]
+    """
+
+    labels: Sequence[object] = ()
     dispatches: list[tuple[int, Metrics]] = dataclasses.field(default_factory=list)
 
     def fetch(self, save_batch: Callable[[int], str]) -> dict[str, float]:
-        """The means over the pending steps; stops the run at the first step with a non-finite number.
+        """The means over the pending steps, and each replica's loss as loss@replica.
+
+        Stops the run at the first step with a non-finite number.
 
         save_batch: step -> where it saved the batch of that step, in words
         """
         fetched = [(first, jax.device_get(metrics)) for first, metrics in self.dispatches]
         self.dispatches.clear()
         for first, metrics in fetched:
-            _check_finite(first, metrics, save_batch)
-        totals = {
-            name: (
-                sum(float(np.sum(metrics[name].total)) for _, metrics in fetched),
-                sum(float(np.sum(metrics[name].count)) for _, metrics in fetched),
+            _check_finite(first, metrics, self.labels, save_batch)
+
+        def mean(name: str, replica: int | slice = slice(None)) -> float:
+            total, count = (
+                sum(float(np.sum(getattr(metrics[name], part)[..., replica])) for _, metrics in fetched)
+                for part in ("total", "count")
             )
-            for name in fetched[0][1]
-        }
-        return {name: total / count if count else math.nan for name, (total, count) in totals.items()}
+            return total / count if count else math.nan
+
+        means = {name: mean(name) for name in fetched[0][1]}
+        return means | {f"loss@{label}": mean("loss", index) for index, label in enumerate(self.labels)}
 
 
-def _check_finite(first_step: int, metrics: Metrics, save_batch: Callable[[int], str]) -> None:
+def _check_finite(
+    first_step: int, metrics: Metrics, labels: Sequence[object], save_batch: Callable[[int], str]
+) -> None:
     bad = {name: ~np.isfinite(mean.total) for name, mean in metrics.items()}
     steps = np.any(np.stack(list(bad.values())), axis=0)
     if not steps.any():
         return
-    index = int(np.argmax(steps))
+    index: int | tuple[int, int]
+    step = index = int(np.argmax(steps if not labels else steps.any(axis=1)))
+    whose = ""
+    if labels:
+        replica = int(np.argmax(steps[step]))
+        index, whose = (step, replica), f" of replica {labels[replica]}"
     # The loss comes before its gradient, that before the update, and that before the parameters.
     order = ("gradient_norm", "update_norm", "parameter_norm")
     names = sorted(bad, key=lambda name: order.index(name) if name in order else -1)
     culprits = ", ".join(name for name in names if bad[name][index])
     raise UserError(
-        f"Update {first_step + index + 1} is not finite (first: {culprits}); the run stopped and its last "
-        "checkpoint is from before it: lower optim.learning_rate, set optim.clip_norm or look at the data"
-        f"{save_batch(first_step + index)}."
+        f"Update {first_step + step + 1}{whose} is not finite (first: {culprits}); the run stopped and its "
+        "last checkpoint is from before it: lower optim.learning_rate, set optim.clip_norm or look at the "
+        f"data{save_batch(first_step + step)}."
     )
 
 
@@ -288,9 +312,10 @@ def _run(
 ) -> TrainState:
     settings = experiment.loop
     first_step = step = int(state.step)
-    run_steps = make_steps(experiment.system, mesh, state_sharding=_shardings(state))
+    batch_axis = replicas.batch_axis(experiment, mesh)
+    run_steps = make_steps(experiment.system, mesh, state_sharding=_shardings(state), batch_axis=batch_axis)
     agreement = sharding.StopAgreement()
-    pending = _PendingMetrics()
+    pending = _PendingMetrics(replicas.labels_of(experiment))
     throughput = _Throughput(step)
 
     if first_step == 0:
@@ -298,7 +323,7 @@ def _run(
     batches = data.prefetch(
         experiment.train_batch,
         spans(settings, first_step),
-        lambda rows: sharding.place(mesh, rows, axis=1),
+        lambda rows: sharding.place(mesh, rows, axis=1 + batch_axis),
     )
     with contextlib.closing(batches), _Profiler(workdir, enabled=profile) as profiler:
         for span_start, batch in batches:
@@ -341,7 +366,7 @@ def _run(
                         values = {name: float(mean.value) for name, mean in validation.items()}
                         recorder.log(step, values, prefix="validation/")
                     if due_samples and settings.sample_every and not last:
-                        key = jax.random.fold_in(sharding.replicated_key(mesh, experiment.seed), step)
+                        key = replicas.run_key(experiment, mesh, step)
                         directory = Path(workdir) / "samples" / f"step_{step}"
                         write_samples(experiment, mesh, state, key, 0, directory)
                     if due_validation or due_samples:

@@ -81,7 +81,7 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
         experiment=experiment,
         preset=preset,
         headline=_headline(manifest, scores, curves),
-        scores=[_score_row(name, score) for name, score in scores.items()],
+        scores=_score_rows(scores),
         pictures=pictures,
         series=series,
         picture_notes=picture_notes,
@@ -179,11 +179,26 @@ def _rows(tree: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _score_row(name: str, score: Score) -> dict[str, str]:
+def _score_rows(scores: Mapping[str, Score]) -> list[dict[str, str]]:
+    """A row a score; the spread over seeds (see `replicas.summary`) stands beside the mean, not below it."""
+    spreads = {name: _spread_name(name) for name in scores if _spread_name(name) in scores}
+    return [
+        _score_row(name, score, scores[spreads[name]] if name in spreads else None)
+        for name, score in scores.items()
+        if name not in spreads.values()
+    ]
+
+
+def _spread_name(name: str) -> str:
+    base, at, replica = name.partition("@")
+    return f"{base}_spread{at}{replica}"
+
+
+def _score_row(name: str, score: Score, spread: Score | None) -> dict[str, str]:
     reference = score.reference
     return {
         "label": _label(name),
-        "value": number(score.value),
+        "value": number(score.value) + (f" ± {number(spread.value)}" if spread else ""),
         "unit": score.unit,
         "n": f"{score.n:,}",
         "arrow": "↑" if score.higher_is_better else "↓",
@@ -226,14 +241,15 @@ def _pictures(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]],
         return found
 
     pictures = load(single[:_MAX_PICTURES])
-    groups = [
-        {"title": f"{kind.replace('#', '…')} over training", "pictures": load(stems)}
-        for kind, stems in series.items()
-    ]
+    groups = [{"title": _series_title(kind), "pictures": load(stems)} for kind, stems in series.items()]
     left = total - len(single[:_MAX_PICTURES]) - sum(map(len, series.values()))
     if left:
         notes.append(f"{left:,} more in samples/, not shown here.")
     return pictures, groups, notes
+
+
+def _series_title(kind: str) -> str:
+    return kind.replace("#", "…") + ("" if "=" in kind else " over training")
 
 
 def _natural(text: str) -> list[Any]:
@@ -262,7 +278,9 @@ def _charts(curves: Mapping[str, Curve], scores: Mapping[str, Score]) -> list[di
     """One chart a quantity, train/loss and validation/loss in one; losses first, then what was evaluated."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in sorted(curves):
-        groups[name.split("/", 1)[-1]].append(name)
+        quantity, at, _ = name.split("/", 1)[-1].partition("@")
+        # Replicas' own curves go apart from their mean: one chart for those of training, one of validation.
+        groups[f"{quantity}{at}{name.partition('/')[0] if at else ''}"].append(name)
 
     def order(quantity: str) -> tuple[bool, bool, str]:
         only_train = all(name.startswith("train/") for name in groups[quantity])
@@ -270,11 +288,11 @@ def _charts(curves: Mapping[str, Curve], scores: Mapping[str, Score]) -> list[di
 
     return [
         {
-            "title": _label(quantity),
+            "title": _chart_title(quantity),
             "names": groups[quantity],
             "svg": _chart(
                 index,
-                _label(quantity),
+                _chart_title(quantity),
                 {name: curves[name] for name in groups[quantity]},
                 _unit(quantity, scores),
             ),
@@ -283,7 +301,13 @@ def _charts(curves: Mapping[str, Curve], scores: Mapping[str, Score]) -> list[di
     ]
 
 
+def _chart_title(quantity: str) -> str:
+    name, at, split = quantity.partition("@")
+    return _label(name) + (f" of each replica, {split}" if at else "")
+
+
 def _unit(quantity: str, scores: Mapping[str, Score]) -> str:
+    quantity = quantity.partition("@")[0]
     if quantity in scores:
         return scores[quantity].unit
     leaf = quantity.rsplit("/", 1)[-1]

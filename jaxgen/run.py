@@ -4,6 +4,7 @@
   python -m jaxgen.run --config=experiments/ddpm.py:digits --workdir=runs/ddpm_digits \\
       [--config.optim.clip_norm=0.5 ...]
   python -m jaxgen.run --config=... --workdir=... --mode=evaluate|sample|report|compare
+  python -m jaxgen.run --config=... --mode=plan --chips=64 --chip=v5p
 
 Mode train (the default) goes on from the newest checkpoint of the workdir if there is one, trains,
 evaluates, samples and writes the report. A mistake of the user ends with one sentence and status 2.
@@ -29,7 +30,8 @@ from ml_collections import ConfigDict
 from jaxgen import cli
 from jaxgen.types import UserError
 
-MODES = ("train", "evaluate", "sample", "report", "compare")
+MODES = ("train", "evaluate", "sample", "report", "compare", "plan")
+_NO_CONFIG = "Say what to run: --config=experiments/NAME.py:PRESET; --list shows them all."
 
 
 def define_flags() -> flags.FlagValues:
@@ -57,6 +59,8 @@ def define_flags() -> flags.FlagValues:
     text("tag", "", "Modes report --record and compare: suffix of the recorded run's name.")
     yes_no("distributed", False, "Join the processes of a cluster.")
     whole("fsdp", 1, "Over how many devices each large array of the state is laid.", lower_bound=1)
+    text("chip", "h100", "Mode plan: what it would run on: h100, v5e, v5p.")
+    whole("chips", 1, "Mode plan: how many of them.", lower_bound=1, upper_bound=10**6)
     yes_no("profile", False, "Mode train: write a profiler trace to WORKDIR/profile.")
     return values
 
@@ -73,6 +77,13 @@ def run(asked: flags.FlagValues, source: str | None, config: ConfigDict | None) 
         if not os.path.isdir(asked.data_dir):
             raise UserError(f"--data_dir={asked.data_dir} is not a folder.")
         os.environ["JAXGEN_DATA_DIR"] = os.path.abspath(asked.data_dir)
+    if asked.mode == "plan":
+        if source is None or config is None:
+            raise UserError(_NO_CONFIG)
+        from jaxgen import plan  # here, as session below
+
+        print(plan.plan(source, config, chip=asked.chip, chips=asked.chips, fsdp=asked.fsdp))
+        return
     if not asked.workdir:
         raise UserError("Say where the run's files go: --workdir=runs/NAME.")
     workdir = Path(asked.workdir).absolute()
@@ -86,7 +97,7 @@ def run(asked: flags.FlagValues, source: str | None, config: ConfigDict | None) 
         session.compare(workdir, tag=asked.tag)
         return
     if source is None or config is None:
-        raise UserError("Say what to run: --config=experiments/NAME.py:PRESET; --list shows them all.")
+        raise UserError(_NO_CONFIG)
     this_run = session.Session(
         source,
         config,

@@ -9,18 +9,21 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any, Literal, NoReturn
 
 import jax
 from ml_collections import ConfigDict
 
-from jaxgen import cli, loop, record, recorded, sharding
+from jaxgen import cli, loop, record, recorded, replicas, sharding
 from jaxgen import report as report_page
 from jaxgen import workdir as files
 from jaxgen.types import Experiment, Need, Scores, TrainState, UserError
 
 # Modes evaluate and sample may be given other values of these groups than the run was trained with.
 _FREE_GROUPS = ("sampling.", "evaluation.")
+# Fields that runs from before they existed lack, and what those did.
+_SINCE_ADDED = {"num_seeds": 1, "sweep": ""}
 
 
 class Session:
@@ -54,9 +57,11 @@ class Session:
             _check_free_or_same(workdir, source, config.to_dict())
         self.mesh = _start_jax(distributed=distributed, fsdp=fsdp)
         file, _, _ = source.partition(":")
-        self.experiment: Experiment = cli.load_experiment(file).module.build(config, self.mesh)
+        self.experiment = build(cli.load_experiment(file).module, config, self.mesh)
         # Models say what does not fit them when they are traced.
-        loop.abstract_state(self.experiment, self.mesh)
+        abstract = loop.abstract_state(self.experiment, self.mesh)
+        if replicas.labels_of(self.experiment):
+            loop.abstract_update(self.experiment, abstract)
 
     # ---- modes
 
@@ -84,7 +89,7 @@ class Session:
     def sample(self, which: Literal["newest", "best"], *, num: int, seed: int) -> None:
         """Draws samples from a checkpoint into samples/seed_<seed>/."""
         state = _restore(self.experiment, self.workdir, self.mesh, which)
-        key = jax.random.fold_in(sharding.replicated_key(self.mesh, self.experiment.seed), seed)
+        key = replicas.run_key(self.experiment, self.mesh, seed)
         directory = self.workdir / "samples" / f"seed_{seed}"
         for path in loop.write_samples(self.experiment, self.mesh, state, key, num, directory):
             _say(path)
@@ -95,7 +100,7 @@ class Session:
         """Evaluation and samples of a trained state; a signal meanwhile ends the process at once, as the
         trained state is on disk and the same command comes back to here."""
         with loop.StopRequest() as stop, stop.interruptible(), sharding.others_watched():
-            key = sharding.replicated_key(self.mesh, self.experiment.seed)
+            key = replicas.run_key(self.experiment, self.mesh)
             loop.write_samples(self.experiment, self.mesh, state, key, 0, self.workdir / "samples")
             self._evaluate(state)
 
@@ -142,6 +147,13 @@ class Session:
             if sharding.is_first_process():
                 files.write_result(workdir, scores)
         return state
+
+
+def build(module: ModuleType, config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
+    """The experiment that the config describes: one run, or with num_seeds or sweep several side by side."""
+    configs = cli.replica_configs(config)
+    parts = {label: module.build(each, mesh) for label, each in configs.items()}
+    return replicas.combine(parts, mesh)
 
 
 def report(workdir: Path, *, record_it: bool, tag: str) -> None:
@@ -230,7 +242,9 @@ def _check_same_config(
     file, _, _ = source.partition(":")
     if Path(run["experiment"]).stem != Path(file).stem:
         raise UserError(f"{workdir} holds a run of {run['experiment']}; use another --workdir for {file}.")
-    saved, given = recorded.flatten(run["config"]), recorded.flatten(files.plain(config))
+    saved, given = (
+        {**_SINCE_ADDED, **recorded.flatten(fields)} for fields in (run["config"], files.plain(config))
+    )
     different = sorted(
         name
         for name in saved.keys() | given.keys()

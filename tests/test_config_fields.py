@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from command import experiment_params, is_slow
 
-from jaxgen import cli, loop, recorded, sharding
+from experiments import common
+from jaxgen import cli, loop, recorded, session, sharding
 
 NAMES = experiment_params()
 
@@ -96,7 +97,7 @@ class _Observed:
         self._module, self._folder, self._monkeypatch = module, folder, monkeypatch
         self._parts = {}
         with self._writing("build") as written:
-            self._experiment = experiment = module.build(config, sharding.make_mesh())
+            self._experiment = experiment = session.build(module, config, sharding.make_mesh())
             self._batch = experiment.train_batch(0)
             needs = [
                 (name, need.source, need.config, need.workdir) for name, need in experiment.needs.items()
@@ -212,7 +213,8 @@ def test_changing_a_field_changes_what_is_done(name, field, folder, tmp_path, mo
         return _Observed(module, config, tmp_path, monkeypatch)
 
     flat = recorded.flatten(module.get_config("smoke").to_dict())
-    value, context = getattr(module, "FIELD_CHECKS", {}).get(field, (None, {}))
+    checks = {"sweep": common.FIELD_CHECKS["sweep"], **getattr(module, "FIELD_CHECKS", {})}
+    value, context = checks.get(field, (None, {}))
     value = _other_value(flat[field]) if value is None else value
     fill = lambda value: value.format(folder=folder) if isinstance(value, str) else value
     value, context = fill(value), {name: fill(value) for name, value in context.items()}

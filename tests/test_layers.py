@@ -37,10 +37,20 @@ ALLOWED = {
     "recorded": {"types", "workdir"},
     "record": {"types", "workdir", "tensorboard", "recorded"},
     "report": {"types", "workdir", "pictures", "recorded"},
-    "loop": {"types", "checkpoint", "data", "sharding", "record"},
-    "cli": {"types", "recorded", "experiments"},  # the experiments it reads are files that the user names
-    "session": {"types", "checkpoint", "cli", "loop", "record", "recorded", "report", "sharding", "workdir"},
-    "run": {"types", "cli", "session"},
+    "replicas": {"types", "sharding"},
+    "loop": {"types", "checkpoint", "data", "sharding", "record", "replicas"},
+    "cli": {
+        "types",
+        "recorded",
+        "replicas",
+        "experiments",
+    },  # the experiments it reads are files that the user names
+    "session": {
+        *("types", "checkpoint", "cli", "loop", "record", "recorded", "replicas", "report", "sharding"),
+        "workdir",
+    },
+    "plan": {"types", "cli", "loop", "recorded", "session", "sharding"},
+    "run": {"types", "cli", "plan", "session"},
     # An experiment binds; it knows nothing of the loop that runs it, or of files. A figure may look at a run.
     "experiments": _BINDABLE,
     "figures": _BINDABLE | {"experiments", "checkpoint", "loop", "recorded", "run", "session", "workdir"},

@@ -47,6 +47,7 @@ FIELD_CHECKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "optim.ema_warmup": (False, {"optim.ema_decay": 0.9}),
     "train.best_metric": ("loss", {}),
     "model.dtype": ("bfloat16", {}),
+    "sweep": ("seed:0,1", {}),
 }
 
 
@@ -54,6 +55,8 @@ def base_config(*, num_steps: int) -> ConfigDict:
     """The groups `data`, `optim` and `train` and the seed; experiments add theirs."""
     config = ConfigDict()
     config.seed = 0
+    config.num_seeds = 1  # trained side by side, with the seeds seed, seed + 1, ...
+    config.sweep = ""  # GROUP.FIELD:VALUE,VALUE,... trained side by side
     config.data = ConfigDict(
         {
             "source": "digits",
