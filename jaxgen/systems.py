@@ -127,6 +127,108 @@ def gradient_system(
     return System(init, step)
 
 
+def alternating_system(
+    init_variables: Callable[[Key, Batch], tuple[PyTree, PyTree]],
+    discriminator_loss: LossFn,
+    generator_loss: LossFn,
+    *,
+    discriminator_optimizer: optax.GradientTransformation,
+    generator_optimizer: optax.GradientTransformation,
+    num_critic: int = 1,
+    ema_decay: float = 0.0,
+    ema_warmup: bool = True,
+    accumulate: int = 1,
+) -> System:
+    """Two players in turn: a step is `num_critic` updates of the discriminator, then one of the generator.
+
+    init_variables: (key, batch) -> (params, model_state), both {"discriminator": ..., "generator": ...}
+    discriminator_loss, generator_loss: of all params; each player moves along the gradient in its own part
+        and the other's are constants. The model_state that a loss returns goes on to the next update.
+    num_critic: the batch is dealt out in this many parts, and each update of the discriminator sees one of
+        its own; the generator's loss gets the last of them.
+    ema_decay: 0 keeps no average; else `ema` is {"generator": average}, as `params` is for sampling.
+    accumulate: each update works through its part in this many smaller ones, for parts larger than memory.
+
+    Update number i of step n has the key fold_in(fold_in(key, n), i), the generator's being number
+    `num_critic`. Reported are the discriminator's loss as "loss", the generator's as "generator_loss", what
+    else a player's loss reports with the player's name before it, and for either player the norms of
+    `gradient_system`; the discriminator's are means over its updates.
+    """
+    if not 0 <= ema_decay < 1:
+        raise UserError(f"optim.ema_decay must be in [0, 1), not {ema_decay}.")
+    if accumulate < 1 or num_critic < 1:
+        raise UserError(
+            f"optim.accumulate and num_critic must be at least 1, not {accumulate} and {num_critic}."
+        )
+    losses = {"discriminator": discriminator_loss, "generator": generator_loss}
+    optimizers = {"discriminator": discriminator_optimizer, "generator": generator_optimizer}
+
+    def init(key: Key, batch: Batch) -> TrainState:
+        init_key, run_key = jax.random.split(key)
+        params, model_state = init_variables(init_key, batch)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            model_state=model_state,
+            opt_state={player: optimizer.init(params[player]) for player, optimizer in optimizers.items()},
+            ema={"generator": jax.tree.map(jnp.copy, params["generator"])} if ema_decay else None,
+            key=run_key,
+        )
+
+    def update(player: str, state: TrainState, batch: Batch, key: Key) -> tuple[TrainState, Metrics]:
+        def loss_of_own(own: PyTree, model_state: PyTree, batch: Batch, key: Key):
+            return losses[player]({**state.params, player: own}, model_state, batch, key)
+
+        own = state.params[player]
+        if accumulate == 1:
+            (_, (metrics, model_state)), grad = jax.value_and_grad(loss_of_own, has_aux=True)(
+                own, state.model_state, batch, key
+            )
+        else:
+            grad, metrics, model_state = _accumulated_gradient(
+                loss_of_own, own, state.model_state, batch, key, accumulate
+            )
+        updates, opt_state = optimizers[player].update(grad, state.opt_state[player], own)
+        own = optax.apply_updates(own, updates)
+        norms = {
+            "gradient_norm": _once(optax.tree.norm(grad)),
+            "update_norm": _once(optax.tree.norm(updates)),
+            "parameter_norm": _once(optax.tree.norm(own)),
+        }
+        moved = state._replace(
+            params={**state.params, player: own},
+            model_state=model_state,
+            opt_state={**state.opt_state, player: opt_state},
+        )
+        named = {f"{player}_{name}": mean for name, mean in {**metrics, **norms}.items()}
+        return moved, named
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        if rows % num_critic:
+            raise UserError(f"The {rows} rows of a step do not divide among {num_critic} updates.")
+        key = jax.random.fold_in(state.key, state.step)
+        parts = _split_batch(batch, num_critic)
+
+        def criticise(state: TrainState, part_and_index: tuple[Batch, jax.Array]):
+            part, index = part_and_index
+            return update("discriminator", state, part, jax.random.fold_in(key, index))
+
+        state, stacked = jax.lax.scan(criticise, state, (parts, jnp.arange(num_critic)))
+        metrics = jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), stacked)
+        last = jax.tree.map(lambda leaf: leaf[-1], parts)
+        state, of_generator = update("generator", state, last, jax.random.fold_in(key, num_critic))
+        ema = state.ema
+        if ema is not None:
+            decay = optim.ema_decay_at(state.step, ema_decay, warmup=ema_warmup)
+            ema = optim.ema_update(ema, {"generator": state.params["generator"]}, decay)
+        metrics = {**metrics, **of_generator}
+        metrics["loss"] = metrics.pop("discriminator_loss")
+        return state._replace(step=state.step + 1, ema=ema), metrics
+
+    return System(init, step)
+
+
 def update_system(
     init_params: Callable[[Key, Batch], PyTree],
     update: Callable[[PyTree, Batch, Key], tuple[PyTree, Metrics]],
