@@ -22,8 +22,8 @@ from tqdm import tqdm
 from experiments import classifier, common
 from experiments.common import Preset, checks
 from experiments.common.judging import ImageJudge, classifier_need, sample_images
-from jaxgen import data, pictures, processes, sharding, systems
-from jaxgen.models.unet import UNet
+from experiments.common.unets import make_unet
+from jaxgen import data, denoising, pictures, processes, sharding, systems
 from jaxgen.objectives import ddpm as objective
 from jaxgen.samplers.chain import run_chain, run_chain_with_history, sample_in_batches
 from jaxgen.samplers.ddim import ddim_chain
@@ -281,6 +281,19 @@ def make_chain(
     )
 
 
+def denoiser(config: ConfigDict, params: PyTree) -> denoising.Denoiser:
+    """What a run of this config has trained, as a denoiser; UserError where it must be told a class."""
+    if config.diffusion.conditional and not config.diffusion.label_dropout:
+        raise UserError("A DDPM trained with diffusion.conditional is a denoiser only with label_dropout.")
+    model = make_unet(
+        config.model,
+        out_channels=params["conv_out"]["bias"].shape[0],
+        num_classes=params["label"]["embedding"].shape[0] - 1 if "label" in params else None,
+    )
+    predict = lambda x, t: cast(Array, model.apply({"params": params}, x, t, train=False))
+    return denoising.denoiser_from_ddpm(predict, make_schedule(config.diffusion), config.diffusion.prediction)
+
+
 def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     """Binds network, loss, data, sampler and metrics."""
     check(config)
@@ -291,19 +304,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     num_classes = train.num_classes if config.diffusion.conditional else None
     if config.diffusion.conditional and num_classes is None:
         raise UserError(f"diffusion.conditional needs labels, and {train.name} has none.")
-    model = UNet(
-        channels=config.model.channels,
-        channel_multipliers=tuple(config.model.channel_multipliers),
-        num_res_blocks=config.model.num_res_blocks,
-        attention_resolutions=tuple(config.model.attention_resolutions),
-        head_dim=config.model.head_dim or None,
-        num_groups=config.model.num_groups,
-        dropout=config.model.dropout,
-        out_channels=shape[-1],
-        num_classes=num_classes,
-        remat=config.model.remat,
-        dtype=common.DTYPES[config.model.dtype],
-    )
+    model = make_unet(config.model, out_channels=shape[-1], num_classes=num_classes)
 
     def init(key: Key, batch: Batch) -> tuple[PyTree, PyTree]:
         image = batch["image"]

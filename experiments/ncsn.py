@@ -8,7 +8,7 @@ and noise levels are in [0, 1], as in the paper. `PRESETS` says what each preset
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -155,6 +155,31 @@ def check(config: ConfigDict) -> None:
     generating.check_evaluation(config, tuple(classifier.PRESETS))
 
 
+def make_model(config: ConfigDict) -> tuple[NCSN, np.ndarray]:
+    """The network that config.model describes, and its noise levels [L]."""
+    noise = config.noise
+    sigmas = denoising.geometric_sigmas(noise.sigma_max, noise.sigma_min, noise.num_levels)
+    return NCSN(config.model.features, noise.num_levels, dtype=common.DTYPES[config.model.dtype]), sigmas
+
+
+def make_score(model: NCSN, sigmas: np.ndarray) -> Callable[[PyTree, Array, Array], Array]:
+    """(params, x in [0, 1], sigma) -> the score, asked at the level nearest to sigma."""
+
+    def score(params: PyTree, x: Array, sigma: Array) -> Array:
+        distance = jnp.abs(jnp.log(sigma)[:, None] - jnp.log(jnp.asarray(sigmas, jnp.float32))[None])
+        level = jnp.argmin(distance, axis=1)
+        return cast(Array, model.apply({"params": params}, 2.0 * x - 1.0, level))
+
+    return score
+
+
+def denoiser(config: ConfigDict, params: PyTree) -> denoising.Denoiser:
+    """What a run of this config has trained, as a denoiser of images in [-1, 1]."""
+    score = make_score(*make_model(config))
+    of_unit = denoising.denoiser_from_score(lambda x, sigma: score(params, x, sigma))
+    return lambda x, sigma: 2.0 * of_unit(0.5 * (x + 1.0), 0.5 * sigma) - 1.0
+
+
 def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     """Binds network, loss, data, sampler and metrics."""
     check(config)
@@ -163,14 +188,8 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     if shape[0] % 2 or shape[1] % 2:
         raise UserError(f"images of {shape[0]}x{shape[1]} cannot be halved, as this network does once.")
     noise = config.noise
-    sigmas = denoising.geometric_sigmas(noise.sigma_max, noise.sigma_min, noise.num_levels)
-    model = NCSN(config.model.features, noise.num_levels, dtype=common.DTYPES[config.model.dtype])
-
-    def score(params: PyTree, x: Array, sigma: Array) -> Array:
-        """The score at x in [0, 1], asked at the level nearest to sigma."""
-        distance = jnp.abs(jnp.log(sigma)[:, None] - jnp.log(jnp.asarray(sigmas, jnp.float32))[None])
-        level = jnp.argmin(distance, axis=1)
-        return cast(Array, model.apply({"params": params}, 2.0 * x - 1.0, level))
+    model, sigmas = make_model(config)
+    score = make_score(model, sigmas)
 
     def init(key: Key, batch: Batch) -> tuple[PyTree, PyTree]:
         level = jnp.zeros(batch["image"].shape[0], jnp.int32)

@@ -1,19 +1,25 @@
 """A residual denoiser of photographs, and restoration with it as the prior: DMSP, DAEP, RED, plug-and-play.
 
   python -m jaxgen.run --config=experiments/restoration.py:photos --workdir=runs/restoration_photos
+  ... --config.denoiser=runs/ddpm_mnist --config.data.source=mnist --config.evaluation.crop=0
 
-Trained with noise of all levels up to data.max_sigma, it is judged as a denoiser at 15, 25 and 50 of 255, and
-as the prior that takes a blur and 1 % noise off again, beside the Wiener filter and total variation on the
-same images. Test images share no pixel with the training patches (see jaxgen/data/natural.py). Noise levels
-are in units of 1/255 of the range.
+Trained with noise of all levels up to data.max_sigma, it is judged as a denoiser at 15, 25 and 50 of 255, as
+the prior that takes a blur and 1 % noise off again, beside the Wiener filter and total variation on the same
+images, and as the prior that fills holes. Test images share no pixel with the training patches (see
+jaxgen/data/natural.py). Noise levels are in units of 1/255 of the range.
+
+With config.denoiser nothing is trained: the folder of another run (ddpm, ncsn, score_sde, restoration) gives
+the denoiser, through the one interface of jaxgen/denoising.py. Its state comes with the evaluation, so the
+pictures of such a run show the methods without a prior.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -21,25 +27,23 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import common
-from experiments.common import Preset, checks
+from experiments.common import Preset, checks, restoring
+from experiments.common.trained_runs import TrainedRun, read_denoiser_run
 from jaxgen import operators, pictures, systems
-from jaxgen.data.natural import blur_kernel, load_photographs
+from jaxgen.data.natural import Photographs, blur_kernel, load_photographs
 from jaxgen.data.source import to_unit_range
-from jaxgen.denoising import Denoiser, over
+from jaxgen.denoising import Denoiser, geometric_sigmas, over
 from jaxgen.metrics.images import psnr, ssim
 from jaxgen.models.dncnn import DnCNN
 from jaxgen.objectives.score_matching import dae_loss
-from jaxgen.samplers import restoration
-from jaxgen.samplers.chain import run_chain
-from jaxgen.samplers.restoration_baselines import total_variation_chain, wiener
 from jaxgen.types import (
     Array,
     Batch,
-    Chain,
     Experiment,
     Key,
     Mean,
     Metrics,
+    Need,
     PyTree,
     Score,
     Scores,
@@ -63,6 +67,8 @@ PRESETS = {
             "train.validate_every": 2,
             "train.checkpoint_every": 2,
             "restoration.num_steps": 2,
+            "inpainting.num_levels": 2,
+            "inpainting.steps_per_level": 1,
             "evaluation.num_images": 1,
             "evaluation.crop": 24,
         },
@@ -101,10 +107,19 @@ FIELD_CHECKS = {
     "train.best_metric": ("psnr_25", {}),
     "evaluation.crop": (20, {}),
     "evaluation.num_images": (2, {}),
+    "inpainting.hole": ("middle", {}),
+    "inpainting.repaint_steps": (2, {}),
+    # A folder with no more than a config.json.
+    "denoiser": (
+        str(Path(__file__).parents[1] / "tests" / "denoiser_run"),
+        {"data.source": "digits", "evaluation.crop": 0},
+    ),
 }
 # BSD68, Zhang et al. 2017, table II: the network for one known level each.
 _DNCNN = {15: 31.73, 25: 29.23, 50: 26.23}
 _LEVELS = (15, 25, 50)
+_PHOTOGRAPHS = ("photos", "photos_reversed", "natural", "natural_set12")
+_SSIM_WINDOW = 11
 
 
 def get_config(preset: str) -> ConfigDict:
@@ -112,8 +127,9 @@ def get_config(preset: str) -> ConfigDict:
     config = common.base_config(num_steps=1500)
     config.data = ConfigDict(
         {
-            "source": "photos",  # photos, photos_reversed, natural (tested on BSD68), natural_set12
-            "patch": 32,
+            # photos, photos_reversed, natural (tested on BSD68), natural_set12, or grey images: mnist ...
+            "source": "photos",
+            "patch": 32,  # of photographs; other images are taken whole
             "stride": 20,
             "batch_size": 16,
             "augment": "flip",
@@ -135,6 +151,18 @@ def get_config(preset: str) -> ConfigDict:
             "total_variation": 0.6,  # times the noise
         }
     )
+    config.inpainting = ConfigDict(
+        {
+            "hole": "pixels",  # every other pixel or so, or the middle: half of both sides
+            "sigma_max": 50.0,  # Langevin goes from here
+            "sigma_min": 2.55,  # to here
+            "num_levels": 10,
+            "steps_per_level": 10,
+            "step_ratio": 0.2,  # of the step size to sigma^2
+            "repaint_steps": 0,  # of the 1000 of DDPM; 0 leaves it out, as denoisers of weak noise must
+        }
+    )
+    config.denoiser = ""  # the folder of a trained run to take the denoiser of; "" trains one
     config.evaluation = ConfigDict({"num_images": 2, "crop": 128})
     return common.with_settings(config, PRESETS[preset].settings)
 
@@ -148,6 +176,12 @@ def check(config: ConfigDict) -> None:
     checks.one_of(config, ("", "psnr_25"), "train.best_metric")
     checks.at_least(config, 1, "restoration.num_steps", "restoration.hqs_steps")
     checks.at_least(config, 1, "evaluation.num_images")
+    checks.one_of(config, ("pixels", "middle"), "inpainting.hole")
+    checks.at_least(config, 1, "inpainting.steps_per_level")
+    checks.in_range(config, 0, 1000, "inpainting.repaint_steps", closed=True)
+    checks.above(config, 0.0, "inpainting.step_ratio")
+    inpainting = config.inpainting
+    geometric_sigmas(inpainting.sigma_max, inpainting.sigma_min, inpainting.num_levels)
     if config.evaluation.crop and config.evaluation.crop < 16:
         raise UserError(f"evaluation.crop must be at least 16, or 0 for none, not {config.evaluation.crop}.")
     fields = ("noise", "dmsp_sigma", "daep_sigma", "red_sigma", "hqs_sigma_max", "total_variation")
@@ -159,51 +193,47 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"{name} must be positive, but it is {value}.")
 
 
-def unit(sigma: float) -> float:
-    """A noise level in 1/255 of the range as one of pixels in [-1, 1]."""
-    return 2.0 * sigma / 255.0
+def denoiser(config: ConfigDict, params: PyTree) -> Denoiser:
+    """What a run of this config has trained, as a denoiser of images in [-1, 1]."""
+    model = make_model(config.model)
+    return lambda x, sigma: cast(Array, model.apply({"params": params}, x, sigma))
 
 
-def restorations(
-    config: ConfigDict, denoiser: Denoiser, y: Array, kernel: np.ndarray
-) -> dict[str, Callable[[Array], Array]]:
-    """{method: key -> restored images} for y = kernel * x + noise, of windows inside x alone ("valid")."""
-    operator = operators.blur(kernel, "valid")
-    rows, columns = kernel.shape[0] // 2, kernel.shape[1] // 2
-    start = jnp.pad(y, ((0, 0), (rows, rows), (columns, columns), (0, 0)), mode="edge")
-    noise = unit(config.noise)
-    steps = {"num_steps": config.num_steps}
-    told: dict[str, Any] = {"noise_std": noise, **steps}
-    energy = float(np.square(kernel).sum())
-    hqs_sigmas = np.geomspace(unit(config.hqs_sigma_max), noise, config.hqs_steps)
-    chains: dict[str, Chain] = {
-        "dmsp": restoration.dmsp_chain(denoiser, operator, y, start, sigma=unit(config.dmsp_sigma), **told),
-        "dmsp_noise_blind": restoration.dmsp_chain(
-            denoiser, operator, y, start, sigma=unit(config.dmsp_sigma), row_energy=energy, **steps
-        ),
-        "daep": restoration.daep_chain(denoiser, operator, y, start, sigma=unit(config.daep_sigma), **told),
-        "red": restoration.red_chain(denoiser, operator, y, start, sigma=unit(config.red_sigma), **told),
-        "hqs": restoration.hqs_chain(denoiser, operator, y, start, sigmas=hqs_sigmas, noise_std=noise),
-        "total_variation": total_variation_chain(
-            operator, y, start, strength=config.total_variation * noise, **steps
-        ),
-    }
+def make_model(config: ConfigDict) -> DnCNN:
+    """The network that config.model describes."""
+    return DnCNN(config.depth, config.features, config.conditional, dtype=common.DTYPES[config.dtype])
 
-    def run(chain: Chain, key: Key) -> Array:
-        indices = jnp.arange(y.shape[0], dtype=jnp.int32)
-        return jnp.clip(run_chain(chain, key, indices, start.shape[1:]), -1.0, 1.0)
 
-    def wiener_filter(key: Key) -> Array:
-        mean = jnp.mean(start, axis=(1, 2, 3), keepdims=True)
-        # White noise over the power of all of the image: one number, the simplest of its kind.
-        ratio = noise**2 / jnp.maximum(jnp.var(start), noise**2)
-        return jnp.clip(mean + wiener(start - mean, kernel, cast(Any, ratio)), -1.0, 1.0)
+def load_pictures(config: ConfigDict) -> Photographs:
+    """Photographs, or the images of a grey data set as they are."""
+    if config.source in _PHOTOGRAPHS:
+        return load_photographs(config.source, patch=config.patch, stride=config.stride)
+    train, test = common.load_images(config.source)
+    if train.fields["image"].shape[-1] != 1:
+        raise UserError(f"restoration takes grey images, and those of data.source={config.source} are not.")
+    images = test.fields["image"][..., 0]
+    scaled = np.rint(images * (255.0 / (test.num_levels - 1))).astype(np.uint8)
+    return Photographs(train, tuple(scaled))
 
-    return {
-        "degraded": lambda key: start,
-        "wiener": wiener_filter,
-        **{name: functools.partial(run, chain) for name, chain in chains.items()},
-    }
+
+def denoiser_need(run: TrainedRun, groups: list[np.ndarray], mesh: jax.sharding.Mesh) -> Need:
+    """The run as one that the evaluation needs; UserError where it was trained on images of another size."""
+    experiment = run.module.build(run.config, mesh)
+    batch = experiment.train_batch(0)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    # It may refuse, as it does where the network must be told a class.
+    run.module.denoiser(run.config, jax.eval_shape(experiment.system.init, key, batch).params)
+    height, width, channels = batch["image"].shape[1:]
+    for shape in {group.shape[1:] for group in groups}:
+        # A residual network of convolutions takes any size.
+        if shape != (height, width, channels) and run.module.__name__ != __name__:
+            raise UserError(
+                f"the denoiser of {run.workdir} takes images of {height}x{width}x{channels}, and the test "
+                f"images are {'x'.join(map(str, shape))}: set data.source={run.config.data.source} and "
+                "evaluation.crop=0."
+            )
+    source, config = f"{run.experiment}:{run.preset}", run.config.to_dict()
+    return Need(experiment=experiment, source=source, config=config, workdir=str(run.workdir))
 
 
 def cropped_groups(images: tuple[np.ndarray, ...], crop: int, num: int) -> list[np.ndarray]:
@@ -223,18 +253,24 @@ def cropped_groups(images: tuple[np.ndarray, ...], crop: int, num: int) -> list[
 def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     """Binds network, loss, photographs, restoration and metrics."""
     check(config)
-    photographs = load_photographs(config.data.source, patch=config.data.patch, stride=config.data.stride)
+    run = read_denoiser_run(config.denoiser) if config.denoiser else None
+    photographs = load_pictures(config.data)
     kernel = blur_kernel(config.restoration.kernel)
     groups = cropped_groups(photographs.test, config.evaluation.crop, config.evaluation.num_images)
-    model = DnCNN(
-        config.model.depth,
-        config.model.features,
-        config.model.conditional,
-        dtype=common.DTYPES[config.model.dtype],
-    )
+    if min(size for group in groups for size in group.shape[1:3]) < max(kernel.shape):
+        raise UserError(f"the test images are smaller than the blur kernel of {kernel.shape}: take another.")
+    schedules = restoring.repaint_schedules(config.inpainting.repaint_steps)
+    needs = {"denoiser": denoiser_need(run, groups, mesh)} if run else {}
+    # A denoiser that was trained elsewhere comes with the evaluation, its parameters with it.
+    of_params = functools.partial(run.module.denoiser, run.config) if run else None
 
-    def denoise(params: PyTree, x: Array, sigma: Array) -> Array:
-        return cast(Array, model.apply({"params": params}, x, sigma))
+    def prior(params: PyTree) -> Denoiser | None:
+        """The denoiser of these parameters; {} are the parameters of none."""
+        if not params:
+            return None
+        return of_params(params) if of_params else denoiser(config, params)
+
+    model = make_model(config.model)
 
     def init(key: Key, batch: Batch) -> tuple[PyTree, PyTree]:
         image = batch["image"]
@@ -246,20 +282,37 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         """||A(x + sigma eps) - x||^2 per pixel, sigma uniform up to data.max_sigma."""
         level_key, noise_key = jax.random.split(key)
         x = batch["image"]
-        sigma = unit(config.data.max_sigma) * jax.random.uniform(level_key, x.shape[:1])
+        sigma = restoring.unit(config.data.max_sigma) * jax.random.uniform(level_key, x.shape[:1])
         noisy = x + over(sigma, x) * jax.random.normal(noise_key, x.shape)
-        error = dae_loss(x, denoise(params, noisy, sigma)) / x[0].size
+        denoised = cast(Array, model.apply({"params": params}, noisy, sigma))
+        error = dae_loss(x, denoised) / x[0].size
         mean = Mean.of(error, batch.get("mask"))
         return mean.total / jnp.maximum(mean.count, 1.0), ({"loss": mean}, model_state)
 
-    system = systems.gradient_system(
-        init,
-        loss,
-        common.make_optimizer(config.optim, num_steps=config.train.num_steps),
-        ema_decay=config.optim.ema_decay,
-        ema_warmup=config.optim.ema_warmup,
-        accumulate=config.optim.accumulate,
-    )
+    def keep(params: PyTree, batch: Batch, key: Key) -> tuple[PyTree, Metrics]:
+        return params, {"loss": Mean.of(jnp.zeros(()))}
+
+    loop = common.loop_settings(config.train)
+    if run:
+        system = systems.update_system(lambda key, batch: {}, keep)
+        loop = dataclasses.replace(
+            loop,
+            num_steps=1,
+            steps_per_dispatch=1,
+            log_every=1,
+            validate_every=1,
+            checkpoint_every=1,
+            best_metric="",
+        )
+    else:
+        system = systems.gradient_system(
+            init,
+            loss,
+            common.make_optimizer(config.optim, num_steps=config.train.num_steps),
+            ema_decay=config.optim.ema_decay,
+            ema_warmup=config.optim.ema_warmup,
+            accumulate=config.optim.accumulate,
+        )
     stream = common.training_stream(config.data, photographs.patches, seed=config.seed, mesh=mesh)
 
     # ---- evaluation
@@ -267,26 +320,42 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     @jax.jit
     def denoised(params: PyTree, truth: Array, sigma: Array, key: Key) -> Array:
         noisy = operators.observe(operators.identity(), truth, sigma, key)
-        return denoise(params, noisy, jnp.full(truth.shape[0], sigma))
+        denoise = prior(params)
+        return noisy if denoise is None else denoise(noisy, jnp.full(truth.shape[0], sigma))
 
     @jax.jit
     def restored(params: PyTree, truth: Array, key: Key) -> dict[str, Array]:
         observed_key, restore_key = jax.random.split(key)
-        noise = unit(config.restoration.noise)
+        noise = restoring.unit(config.restoration.noise)
         y = operators.observe(operators.blur(kernel, "valid"), truth, noise, observed_key)
-        methods = restorations(config.restoration, lambda x, sigma: denoise(params, x, sigma), y, kernel)
-        keys = jax.random.split(restore_key, len(methods))
+        return run_all(restoring.restorations(config.restoration, prior(params), y, kernel), restore_key)
+
+    @jax.jit
+    def filled(params: PyTree, truth: Array, key: Key) -> dict[str, Array]:
+        mask = jnp.asarray(mask_of(truth))
+        return run_all(restoring.inpaintings(config, prior(params), truth, mask, schedules), key)
+
+    def run_all(methods: Mapping[str, Callable[[Array], Array]], key: Key) -> dict[str, Array]:
+        keys = jax.random.split(key, len(methods))
         return {name: method(k) for (name, method), k in zip(methods.items(), keys, strict=True)}
+
+    def mask_of(truth: np.ndarray | Array) -> np.ndarray:
+        height, width = truth.shape[1:3]
+        return restoring.hole_mask(config.inpainting.hole, height, width, config.seed)
 
     def denoising_psnr(params: PyTree, sigma: float) -> np.ndarray:
         key = jax.random.key(config.seed)
         values = [
-            psnr(np.asarray(denoised(params, jnp.asarray(x), jnp.float32(unit(sigma)), key)), x, 2.0)
+            psnr(
+                np.asarray(denoised(params, jnp.asarray(x), jnp.float32(restoring.unit(sigma)), key)), x, 2.0
+            )
             for x in groups
         ]
         return np.concatenate(values)
 
     def validate(state: TrainState) -> Metrics:
+        if run:
+            return {}
         return {"psnr_25": Mean.of(jnp.asarray(denoising_psnr(state.sampling_params, 25.0), jnp.float32))}
 
     rows, columns = kernel.shape[0] // 2, kernel.shape[1] // 2
@@ -296,7 +365,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         return x[:, rows : x.shape[1] - rows, columns : x.shape[2] - columns]
 
     def evaluate(state: TrainState, needed: Mapping[str, TrainState]) -> Scores:
-        params = state.sampling_params
+        params = (needed["denoiser"] if run else state).sampling_params
         scores: dict[str, Score] = {}
         for sigma in _LEVELS:
             values = denoising_psnr(params, sigma)
@@ -307,33 +376,47 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
             )
         found: dict[str, list[np.ndarray]] = {}
         similar: dict[str, list[np.ndarray]] = {}
+        in_hole: dict[str, list[np.ndarray]] = {}
         for x in groups:
             for name, image in restored(params, jnp.asarray(x), jax.random.key(config.seed + 1)).items():
                 found.setdefault(name, []).append(psnr(inside(np.asarray(image)), inside(x), 2.0))
-                similar.setdefault(name, []).append(ssim(inside(np.asarray(image)), inside(x), 2.0))
-        for name in found:
-            values, ssims = np.concatenate(found[name]), np.concatenate(similar[name])
-            scores[f"psnr_{name}"] = Score(float(values.mean()), "dB", len(values), True)
-            scores[f"ssim_{name}"] = Score(float(ssims.mean()), "SSIM", len(ssims), True)
+                if min(inside(x).shape[1:3]) >= _SSIM_WINDOW:
+                    similar.setdefault(name, []).append(ssim(inside(np.asarray(image)), inside(x), 2.0))
+            for name, image in filled(params, jnp.asarray(x), jax.random.key(config.seed + 2)).items():
+                in_hole.setdefault(name, []).append(restoring.hole_psnr(np.asarray(image), x, mask_of(x)))
+        for prefix, unit_name, kind in (
+            ("psnr", "dB", found),
+            ("ssim", "SSIM", similar),
+            ("inpainting_psnr", f"dB, in the hole ({config.inpainting.hole})", in_hole),
+        ):
+            for name, parts in kind.items():
+                values = np.concatenate(parts)
+                scores[f"{prefix}_{name}"] = Score(float(values.mean()), unit_name, len(values), True)
         return scores
 
     def write_samples(state: TrainState, key: Key, num: int, directory: Path) -> list[Path]:
-        """The test images, their degraded forms and what each method made of them, from left to right."""
+        """What each method made of the test images: from left to right, the truth at the end."""
         truth = groups[0][: num or 4]
-        images = restored(state.sampling_params, jnp.asarray(truth), key)
+        params, x = state.sampling_params, jnp.asarray(truth)
+        restored_key, filled_key = jax.random.split(key)
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / "restored.png"
-        frames = np.stack([*(np.asarray(image) for image in images.values()), truth])
-        pictures.save_strip(path, frames, scale=1)
-        return [path]
+        paths = [directory / "restored.png", directory / "inpainting.png"]
+        methods = restored(params, x, restored_key), filled(params, x, filled_key)
+        for path, images in zip(paths, methods, strict=True):
+            frames = [np.asarray(image) for image in images.values()]
+            if path.stem == "inpainting":
+                frames = [truth * mask_of(truth), *frames]
+            pictures.save_strip(path, np.stack([*frames, truth]), scale=max(1, 64 // truth.shape[1]))
+        return paths
 
     return Experiment(
         system=system,
-        loop=common.loop_settings(config.train),
+        loop=loop,
         train_batch=stream,
         validate=validate,
         evaluate=evaluate,
         write_samples=write_samples,
         data_fingerprints={"train": photographs.patches.fingerprint},
         seed=config.seed,
+        needs=needs,
     )

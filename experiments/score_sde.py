@@ -8,7 +8,7 @@ says what each preset needs and reaches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast, get_args
 
@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from experiments import classifier, common
 from experiments.common import Preset, checks, generating
 from experiments.common.judging import ImageJudge
+from experiments.common.unets import make_unet
 from jaxgen import denoising, pictures, systems
 from jaxgen.models.unet import UNet
 from jaxgen.objectives import continuous_time
@@ -193,6 +194,27 @@ def make_sde(config: ConfigDict) -> denoising.Sde:
     return make(config.beta_min, config.beta_max)
 
 
+def make_eps(model: UNet, sde: denoising.Sde) -> Callable[[PyTree, Array, Array, Key | None], Array]:
+    """(params, x_t, t, dropout key or None) -> the noise in x_t."""
+
+    def eps(params: PyTree, x_t: Array, t: Array, key: Key | None) -> Array:
+        # The network sees x_t scaled to unit variance, were the data's deviation 1/2.
+        variance = jnp.square(0.5 * sde.scale(t)) + jnp.square(sde.std(t))
+        x = denoising.over(jax.lax.rsqrt(variance), x_t) * x_t
+        rngs = None if key is None else {"dropout": key}
+        out = model.apply({"params": params}, x, 999.0 * t, train=key is not None, rngs=rngs)
+        return cast(Array, out)
+
+    return eps
+
+
+def denoiser(config: ConfigDict, params: PyTree) -> denoising.Denoiser:
+    """What a run of this config has trained, as a denoiser."""
+    sde = make_sde(config.sde)
+    eps = make_eps(make_unet(config.model, out_channels=params["conv_out"]["bias"].shape[0]), sde)
+    return denoising.denoiser_from_sde_eps(lambda x, t: eps(params, x, t, None), sde)
+
+
 def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     """Binds network, loss, data, sampler, likelihood and metrics."""
     check(config)
@@ -200,25 +222,8 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     shape = train.fields["image"].shape[1:]
     checks.check_unet_fits(config.model, shape)
     sde, t_min = make_sde(config.sde), config.sde.t_min
-    model = UNet(
-        channels=config.model.channels,
-        channel_multipliers=tuple(config.model.channel_multipliers),
-        num_res_blocks=config.model.num_res_blocks,
-        attention_resolutions=tuple(config.model.attention_resolutions),
-        head_dim=config.model.head_dim or None,
-        num_groups=config.model.num_groups,
-        dropout=config.model.dropout,
-        out_channels=shape[-1],
-        dtype=common.DTYPES[config.model.dtype],
-    )
-
-    def eps(params: PyTree, x_t: Array, t: Array, key: Key | None) -> Array:
-        """The noise in x_t, which the network sees scaled to unit variance, were the data's deviation 1/2."""
-        variance = jnp.square(0.5 * sde.scale(t)) + jnp.square(sde.std(t))
-        x = denoising.over(jax.lax.rsqrt(variance), x_t) * x_t
-        rngs = None if key is None else {"dropout": key}
-        out = model.apply({"params": params}, x, 999.0 * t, train=key is not None, rngs=rngs)
-        return cast(Array, out)
+    model = make_unet(config.model, out_channels=shape[-1])
+    eps = make_eps(model, sde)
 
     def init(key: Key, batch: Batch) -> tuple[PyTree, PyTree]:
         image = batch["image"]

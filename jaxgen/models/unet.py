@@ -9,7 +9,7 @@ code, and of diffusers' `UNet2DModel` with the config of `google/ddpm-cifar10-32
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxgen.models.attention import AttentionBlock
 from jaxgen.models.convolution import Conv
 from jaxgen.models.embeddings import sinusoidal_embedding
+from jaxgen.models.multihead import MultiHeadAttention, attention_mask
 from jaxgen.models.normalization import GroupNorm
 from jaxgen.types import Array, UserError
 
@@ -50,6 +51,40 @@ class ResBlock(nn.Module):
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, kernel_init=_fan_avg, name="shortcut", **types)(x)
         return x + h
+
+
+class Context(NamedTuple):
+    """What else the network is told: N vectors an image, such as those of a caption's words.
+
+    tokens: `[B, N, D]`; mask: bool `[B, N]`, which are real. The first is real and stands for the whole.
+    """
+
+    tokens: Array
+    mask: Array
+
+
+class CrossAttentionBlock(nn.Module):
+    """x + W_O attention(group_norm(x), context) over the H*W positions (Rombach et al. 2022, section 3.3).
+
+    head_dim: width of a head, dividing C; None is a single head. W_O starts at zero.
+    """
+
+    head_dim: int | None = None
+    num_groups: int = 32
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, context: Context) -> Array:
+        b, h, w, c = x.shape
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        heads = c // (self.head_dim or c)
+        attention = MultiHeadAttention(c, heads, cross=True, out_init=_zeros, name="attention", **types)
+        normed = GroupNorm(self.num_groups, param_dtype=self.param_dtype, name="norm")(x)
+        q = attention.project_query(normed.reshape(b, h * w, c))
+        k, v = attention.project_memory(context.tokens)
+        mask = attention_mask(h * w, k.shape[2], causal=False, key_mask=context.mask)
+        return x + attention.mix(q, k, v, mask, train=False).reshape(x.shape)
 
 
 class UNet(nn.Module):
@@ -91,13 +126,17 @@ class UNet(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, t: Array, label: Array | None = None, *, train: bool) -> Array:
+    def __call__(
+        self, x: Array, t: Array, label: Array | None = None, context: Context | None = None, *, train: bool
+    ) -> Array:
         """Predict from a noisy image.
 
         Args:
             x: images `[B, H, W, C]`, nominally in [-1, 1] plus noise.
             t: times `[B]`, int or float, in steps.
             label: int `[B]` in [0, num_classes], or None for the null label.
+            context: with one, every attention is followed by one over its tokens, and its first token is
+                added to the time embedding (Nichol et al. 2021, section 3); None makes none of that.
             train: whether dropout is on (it then takes the random stream "dropout").
 
         Returns:
@@ -111,16 +150,20 @@ class UNet(nn.Module):
         # nn.remat renames unnamed modules: with explicit names, checkpoints are the same with and without it.
         block_class = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
         attention_class = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+        cross_class = nn.remat(CrossAttentionBlock) if self.remat else CrossAttentionBlock
         levels = len(self.channel_multipliers)
         widths = [self.channels * m for m in self.channel_multipliers]
-        temb = self._embed(t, label)
+        temb = self._embed(t, label, context)
 
         def block(h: Array, level: int, name: str) -> Array:
             module = block_class(widths[level], self.dropout, self.num_groups, name=name, **types)
             return module(h, temb, train)
 
         def attend(h: Array, name: str) -> Array:
-            return attention_class(self.head_dim, self.num_groups, name=name, **types)(h)
+            h = attention_class(self.head_dim, self.num_groups, name=name, **types)(h)
+            if context is None:
+                return h
+            return cross_class(self.head_dim, self.num_groups, name=f"{name}_context", **types)(h, context)
 
         h = Conv(self.channels, name="conv_in", **types)(x)
         skips = [h]
@@ -154,8 +197,8 @@ class UNet(nn.Module):
         h = Conv(self.out_channels, kernel_init=_zeros, name="conv_out", **types)(h)
         return h.astype(jnp.float32)
 
-    def _embed(self, t: Array, label: Array | None) -> Array:
-        """The embedding `[B, 4 * channels]` of time and class, after the swish that precedes each use."""
+    def _embed(self, t: Array, label: Array | None, context: Context | None) -> Array:
+        """The embedding `[B, 4 * channels]` of time, class and context, after the swish before each use."""
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         width = 4 * self.channels
         temb = sinusoidal_embedding(t, self.channels)
@@ -165,6 +208,8 @@ class UNet(nn.Module):
             if label is None:
                 label = jnp.full(t.shape, self.num_classes, jnp.int32)
             temb = temb + nn.Embed(self.num_classes + 1, width, name="label", **types)(label)
+        if context is not None:
+            temb = temb + nn.Dense(width, name="context", **types)(context.tokens[:, 0])
         return nn.swish(temb)
 
     def _check(self, x: Array, label: Array | None) -> None:

@@ -1,0 +1,151 @@
+"""A run's folder as a denoiser: what each experiment gives, and restoration with it."""
+
+import contextlib
+import importlib
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import ncsn, restoration
+from experiments.common import restoring, trained_runs
+from jaxgen import run as entry
+from jaxgen import sharding
+from jaxgen.types import UserError
+
+GIVERS = ("ddpm", "ncsn", "score_sde", "restoration")
+
+
+@pytest.mark.parametrize("name", GIVERS)
+def test_a_trained_state_becomes_a_denoiser(name):
+    """From the shapes of the smoke preset's parameters: images in, images of the same shape out."""
+    module = importlib.import_module(f"experiments.{name}")
+    config = module.get_config("smoke")
+    if "classifier" in config.evaluation:
+        config.evaluation.classifier = ""
+    experiment = module.build(config, sharding.make_mesh())
+    batch = experiment.train_batch(0)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(experiment.system.init, key, batch).params
+    x = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
+    sigma = jax.ShapeDtypeStruct(x.shape[:1], jnp.float32)
+    out = jax.eval_shape(lambda params, x, sigma: module.denoiser(config, params)(x, sigma), params, x, sigma)
+    assert (out.shape, out.dtype) == (x.shape, x.dtype)
+
+
+def test_pixels_of_ncsn_are_turned_into_those_of_the_interface(monkeypatch):
+    """Data N(m, s^2) in [0, 1] are N(2 m - 1, (2 s)^2) in [-1, 1], of which the exact denoiser is known."""
+    mean, var = 0.25, 0.01
+    gaussian = lambda params, x, sigma: -(x - mean) / (var + sigma[:, None, None, None] ** 2)
+    monkeypatch.setattr(ncsn, "make_score", lambda *network: gaussian)
+    x = np.random.default_rng(0).normal(size=(3, 2, 2, 1)).astype(np.float32)
+    sigma = np.array([0.1, 0.5, 2.0], np.float32)
+    found = ncsn.denoiser(ncsn.get_config("smoke"), {})(jnp.asarray(x), jnp.asarray(sigma))
+    square = sigma[:, None, None, None] ** 2
+    expected = (4 * var * x + square * (2 * mean - 1)) / (4 * var + square)
+    np.testing.assert_allclose(found, expected, atol=3e-6)  # float32: sums of terms up to sigma^2
+
+
+def test_a_conditional_ddpm_without_dropout_of_labels_refuses():
+    module = importlib.import_module("experiments.ddpm")
+    config = module.get_config("smoke")
+    config.diffusion.conditional = True
+    with pytest.raises(UserError, match="label_dropout"):
+        module.denoiser(config, {})
+
+
+# ---- restoration
+
+
+def _here(*arguments):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = entry.main(["jaxgen.run", "--config=experiments/restoration.py:smoke", *arguments])
+    return status, err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A smoke run of restoration, with a denoiser of its own."""
+    workdir = tmp_path_factory.mktemp("runs") / "own"
+    status, errors = _here(f"--workdir={workdir}")
+    assert status == 0, errors
+    return workdir
+
+
+def test_the_denoiser_of_a_folder_restores_as_it_did_at_home(trained, tmp_path):
+    status, errors = _here(f"--workdir={tmp_path / 'again'}", f"--config.denoiser={trained}")
+    assert status == 0, errors
+    own, again = (json.loads((w / "result.json").read_text()) for w in (trained, tmp_path / "again"))
+    assert own.keys() == again.keys()
+    for name in ("psnr_denoised_25", "psnr_dmsp", "psnr_wiener", "inpainting_psnr_langevin"):
+        # The same program on the same numbers.
+        assert again[name]["value"] == pytest.approx(own[name]["value"], rel=1e-6)
+    assert {path.name for path in (tmp_path / "again" / "samples").iterdir()} == {
+        "restored.png",
+        "inpainting.png",
+    }
+
+
+def _write(folder, content):
+    folder.mkdir()
+    (folder / "config.json").write_text(content)
+    return folder
+
+
+def _run(experiment, preset="smoke", config=()):
+    about = {"experiment": f"experiments/{experiment}.py", "preset": preset, "config": dict(config)}
+    return json.dumps(about)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "holds no run"),
+        ("{", "is damaged"),
+        ('{"preset": "smoke"}', "is damaged"),
+        (_run("elsewhere"), "none of these experiments"),
+        (_run("classifier"), "gives no denoiser"),
+        (_run("ddpm", "no_such"), "does not fit"),
+        (_run("ddpm"), "8x8x1, and the test images are 24x24x1"),
+    ],
+)
+def test_a_folder_that_gives_no_denoiser(content, words, tmp_path):
+    config = restoration.get_config("smoke")
+    config.denoiser = str(tmp_path / "missing" if content is None else _write(tmp_path / "run", content))
+    with pytest.raises(UserError, match=words):
+        restoration.build(config, sharding.make_mesh())
+
+
+def test_a_run_without_a_checkpoint(tmp_path):
+    begun = restoration.get_config("smoke").to_dict()
+    folder = _write(tmp_path / "begun", _run("restoration", config=begun))
+    status, errors = _here(f"--workdir={tmp_path / 'run'}", f"--config.denoiser={folder}")
+    assert status == 2
+    assert "no checkpoint" in errors
+    assert errors.count("\n") == 1 or "Traceback" not in errors
+
+
+def test_lists_of_a_config_are_tuples_again(tmp_path):
+    saved = _run("ddpm", config={"model": {"channel_multipliers": [1, 3]}, "seed": 5})
+    run = trained_runs.read_run(str(_write(tmp_path / "run", saved)))
+    assert run.config.model.channel_multipliers == (1, 3)
+    assert run.config.seed == 5
+
+
+# ---- holes
+
+
+def test_psnr_in_the_hole_closed_form():
+    mask = restoring.hole_mask("middle", 8, 8, 0)
+    assert mask.sum() == 64 - 16
+    truth = np.zeros((2, 8, 8, 1), np.float32)
+    wrong = truth + np.array([0.2, 0.02], np.float32)[:, None, None, None]
+    filled = np.where(mask > 0, 1.0, wrong).astype(np.float32)  # what is known does not count
+    # 10 log10(4 / 0.04) and 20 dB more.
+    np.testing.assert_allclose(restoring.hole_psnr(filled, truth, mask), [20.0, 40.0], atol=1e-5)
+    half = restoring.hole_mask("pixels", 64, 64, 0)
+    assert abs(half.mean() - 0.5) < 5 * 0.5 / 64  # standard error 0.5 / 64
