@@ -32,6 +32,7 @@ from benchmarks import timing
 from experiments import word2vec
 from experiments.common import word_vectors
 from jaxgen import data, sharding
+from jaxgen.workdir import write_json
 
 EPOCHS, LINE = 5, 10_000  # gensim takes lines of at most 10,000 words
 CASES = (("skip_gram", 5, 6.0), ("skip_gram", 8, 6.0), ("cbow", 5, 3.0), ("cbow", 8, 3.0))
@@ -160,7 +161,7 @@ def main() -> None:
         ):
             kept = asked.runs / f"{library}_{architecture}_{window}_{seed}.json"
             if not kept.is_file():
-                kept.write_text(json.dumps(accuracy(library, architecture, window, int(seed), whole)))
+                write_json(kept, accuracy(library, architecture, window, int(seed), whole))
             notes[kept.stem] = json.loads(kept.read_text())
             print(kept.stem, notes[kept.stem], flush=True)
     timing.report("word2vec", cases, ("gensim", "numpy"), asked.record, notes)

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -23,6 +24,20 @@ from jaxgen.words.text import Corpus, encode_file
 from jaxgen.words.vocabulary import Vocabulary
 
 SOURCES = ("pydocs", "wiki", "file")
+# The fields of config.data that say which text is read, and in which words.
+TEXT = {
+    "source": "pydocs",  # pydocs, wiki, file
+    "path": "",  # file: a text file
+    "lowercase": True,
+    "min_count": 3,
+    "max_size": 100_000,  # of the vocabulary
+}
+FIELD_CHECKS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "data.source": ("file", {"data.path": "{folder}/words.txt"}),
+    "data.path": ("{folder}/others.txt", {"data.source": "file", "data.path": "{folder}/words.txt"}),
+    "data.lowercase": (False, {}),
+    "data.min_count": (300, {}),
+}
 ANALOGY_WORDS = 30_000  # the vocabulary that answers are chosen from, as the C program's default
 _SIMILARITIES = {
     "wordsim353": "EN-WS-353-ALL.txt",

@@ -2,9 +2,10 @@
 
 Fu et al. 2014, "Learning semantic hierarchies via word embeddings" (ACL): a matrix Phi takes the vector of a
 hyponym to that of its hypernym. Since one matrix does not fit all kinds of is-a, the offsets y - x of the
-known pairs are clustered and each cluster has its own Phi. A pair is judged by the cluster of its offset: it
-is an is-a pair if d(Phi_k x, y) = |Phi_k x - y|^2 is below a threshold delta, and pairs follow from pairs by
-transitivity. Vectors are float [N, D], the pairs' hyponyms x and hypernyms y row by row.
+known pairs are clustered and each cluster has its own Phi (section 3.3). A pair is judged by the cluster of
+its offset: it is an is-a pair if d(Phi_k x, y) = |Phi_k x - y|^2 is below a threshold delta, and pairs follow
+from pairs by transitivity (section 3.4). Vectors are float [N, D], the pairs' hyponyms x and hypernyms y row
+by row.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ def _least_squares(x: Array, y: Array, weight: Array, ridge: Array) -> Array:
 
 
 def fit(key: Key, x: ArrayLike, y: ArrayLike, num_clusters: int = 1, *, ridge: float = 1e-3) -> Projection:
-    """Phi_k = argmin 1/N_k sum_{n in cluster k} |Phi x_n - y_n|^2   (Fu et al. 2014, eq. 2 and 4).
+    """Phi_k = argmin 1/N_k sum_{n in cluster k} |Phi x_n - y_n|^2   (Fu et al. 2014, eq. 2; eq. 1 for K = 1).
 
-    Deviation: least squares in closed form rather than by stochastic gradients, with a penalty
+    Deviations: direct and indirect pairs are not clustered apart (as in section 3.3.3, in 20 and 5 clusters);
+    least squares are solved in closed form rather than by stochastic gradients, with a penalty
     ridge * s^2 * |Phi - I|^2 on the sum, s^2 the mean square of x's entries times N, so that a cluster of
     fewer pairs than dimensions keeps to the identity in the directions that it knows nothing of.
     num_clusters: 1 is the uniform projection, more the piecewise one (k-means on y - x).
@@ -80,7 +82,7 @@ def fit(key: Key, x: ArrayLike, y: ArrayLike, num_clusters: int = 1, *, ridge: f
 
 @jax.jit
 def distance(projection: Projection, x: ArrayLike, y: ArrayLike) -> Array:
-    """d(Phi_k x, y) = |Phi_k x - y|^2 with k the cluster nearest to y - x   [N]   (Fu et al. 2014, eq. 5)."""
+    """d(Phi_k x, y) = |Phi_k x - y|^2 with k the cluster nearest to y - x   [N]   (Fu et al. 2014, eq. 3)."""
     x, y = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
     cluster = nearest(y - x, projection.centres)
     projected = jnp.einsum("kij,nj->kni", projection.phi, x, precision=jax.lax.Precision.HIGHEST)
@@ -152,7 +154,8 @@ def transitive_closure(pairs: Iterable[tuple[Word, Word]]) -> set[tuple[Word, Wo
 def remove_cycles(distances: Mapping[tuple[Word, Word], float]) -> set[tuple[Word, Word]]:
     """The pairs that stay when, nearest first, each is taken unless it would close a cycle of is-a.
 
-    So of every cycle the pair of greatest distance goes (Fu et al. 2014, section 3.3.3, condition 3).
+    So of every cycle the pair of greatest distance goes (Fu et al. 2014, section 3.4). Deviation: in cycles
+    of more than two words they turn that pair round instead.
     """
     above: dict[Word, set[Word]] = {}
     kept = set()
