@@ -109,11 +109,7 @@ FIELD_CHECKS = {
     "evaluation.num_images": (2, {}),
     "inpainting.hole": ("middle", {}),
     "inpainting.repaint_steps": (2, {}),
-    # A folder with no more than a config.json.
-    "denoiser": (
-        str(Path(__file__).parents[1] / "tests" / "denoiser_run"),
-        {"data.source": "digits", "evaluation.crop": 0},
-    ),
+    "denoiser": ("{folder}/denoiser_run", {"data.source": "digits", "evaluation.crop": 0}),
 }
 # BSD68, Zhang et al. 2017, table II: the network for one known level each.
 _DNCNN = {15: 31.73, 25: 29.23, 50: 26.23}

@@ -173,7 +173,7 @@ def _other_value(value):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Other images of the digits' shape, and other words, for data.source."""
+    """Other images of the digits' shape, other words, and a trained run."""
     path = tmp_path_factory.mktemp("images")
     (path / "words.txt").write_text("The quick brown fox jumps over the lazy dog\n" * 40)
     (path / "text.txt").write_text("a rose is a rose is a rose\nno rose is a daisy\n" * 60)
@@ -184,6 +184,9 @@ def folder(tmp_path_factory):
         image=rng.integers(0, 256, (80, 8, 8, 1), dtype=np.uint8),
         label=np.arange(80, dtype=np.int32) % 10,
     )
+    run = path / "denoiser_run"  # all that is read of it before it is needed
+    run.mkdir()
+    (run / "config.json").write_text('{"experiment": "experiments/ddpm.py", "preset": "smoke", "config": {}}')
     return path
 
 

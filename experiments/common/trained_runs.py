@@ -62,7 +62,7 @@ def read_denoiser_run(workdir: str) -> TrainedRun:
     run = read_run(workdir)
     if not hasattr(run.module, "denoiser"):
         raise UserError(
-            f"{workdir} holds a run of {run.experiment}, which gives no denoiser: take one of ddpm, ncsn, "
-            "score_sde or restoration."
+            f"{workdir} holds a run of {run.experiment}, which gives no denoiser: take one of ddpm, dae, "
+            "ncsn, score_sde or restoration."
         )
     return run
