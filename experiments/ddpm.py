@@ -115,7 +115,7 @@ PRESETS = {
     "fashion_mnist": Preset(
         "2 CPU cores",
         60,
-        "not run to the end yet",
+        "0.53 recognised (held-out images: 0.78), 3.83 bits/dim",
         {
             "data.source": "fashion_mnist",
             "evaluation.classifier": "fashion_mnist",
