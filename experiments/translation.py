@@ -119,7 +119,7 @@ PRESETS = {
             "model.dropout": 0.2,
             "optim.learning_rate": 2e-3,
             "optim.warmup_steps": 500,
-            "train.num_steps": 6000,
+            "train.num_steps": 10000,
         },
     ),
     "pairs": Preset(
