@@ -121,7 +121,8 @@ def compute(task: Task, sizes: Sequence[int], num_draws: int) -> dict[int, np.nd
 def draw(found: Mapping[str, Mapping[int, np.ndarray]]) -> Figure:
     """A panel for each data set; the bands are two standard errors of the means."""
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
-    for axes, (name, curves) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    for axes, (name, curves) in zip(panels, found.items(), strict=True):
         sizes, values = list(curves), np.stack(list(curves.values()))
         mean = 100 * values.mean(axis=2)
         error = 100 * values.std(axis=2, ddof=1) / np.sqrt(values.shape[2])

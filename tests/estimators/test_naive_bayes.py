@@ -79,7 +79,7 @@ def test_joint_normalises_to_the_conditional(kind):
     np.testing.assert_allclose(conditional, joint - evidence[:, None], atol=2e-3)
     # A compiler may compute the joint once for the sum and once for the difference: its rounding shows.
     np.testing.assert_allclose(
-        np.exp(conditional).sum(1), 1.0, atol=4 * np.spacing(np.float32(abs(joint).max()))
+        np.exp(conditional).sum(1), 1.0, atol=16 * np.spacing(np.float32(abs(joint).max()))
     )
 
 
