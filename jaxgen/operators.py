@@ -51,19 +51,33 @@ def masking(mask: Array) -> LinearOperator:
     return LinearOperator(masked, masked)
 
 
+def transfer_function(kernel: Array, height: int, width: int) -> Array:
+    """What a periodic convolution multiplies `rfft2` of images with, complex [1 or B, H, W // 2 + 1].
+
+    kernel: [KH, KW] of odd sizes, or [B, KH, KW], one for each image
+    """
+    kernel = kernel if kernel.ndim == 3 else kernel[None]
+    num, rows, columns = kernel.shape
+    padded = jnp.zeros((num, height, width), kernel.dtype).at[:, :rows, :columns].set(kernel)
+    return jnp.fft.rfft2(jnp.roll(padded, (-(rows // 2), -(columns // 2)), (1, 2)), axes=(1, 2))
+
+
 def _circular_convolution(x: Array, kernel: Array) -> Array:
-    """sum_i kernel[i] x[n - i + centre], indices modulo the size, by FFT; kernel [KH, KW] of odd sizes."""
+    """sum_i kernel[i] x[n - i + centre], indices modulo the size, by FFT."""
     height, width = x.shape[1:3]
-    padded = jnp.zeros((height, width), x.dtype).at[: kernel.shape[0], : kernel.shape[1]].set(kernel)
-    centred = jnp.roll(padded, (-(kernel.shape[0] // 2), -(kernel.shape[1] // 2)), (0, 1))
-    spectrum = jnp.fft.rfft2(centred)[None, :, :, None]
+    spectrum = transfer_function(kernel, height, width)[:, :, :, None]
     return jnp.fft.irfft2(jnp.fft.rfft2(x, axes=(1, 2)) * spectrum, s=(height, width), axes=(1, 2))
 
 
 def check_kernel(kernel: ArrayLike) -> np.ndarray:
-    """The kernel as float32 [KH, KW]; UserError unless it is a matrix of odd sizes with finite entries."""
+    """The kernel as float32 [KH, KW] or [B, KH, KW]; UserError unless sizes are odd and entries finite."""
     array = np.asarray(kernel, np.float32)
-    if array.ndim != 2 or array.shape[0] % 2 == 0 or array.shape[1] % 2 == 0 or not np.isfinite(array).all():
+    if (
+        array.ndim not in (2, 3)
+        or array.shape[-1] % 2 == 0
+        or array.shape[-2] % 2 == 0
+        or not np.isfinite(array).all()
+    ):
         raise UserError(
             f"a blur kernel is a finite matrix of odd sizes, not one of shape {list(array.shape)}."
         )
@@ -71,12 +85,12 @@ def check_kernel(kernel: ArrayLike) -> np.ndarray:
 
 
 def convolve(x: Array, kernel: Array, boundary: Boundary) -> Array:
-    """The convolution of each channel of x [B, H, W, C] with kernel [KH, KW] of odd sizes.
+    """The convolution of each channel of x [B, H, W, C] with kernel [KH, KW] of odd sizes, or [B, KH, KW].
 
     [B, H, W, C], or [B, H - KH + 1, W - KW + 1, C] for "valid". By FFT, so the time hardly depends on the
     kernel, and errors are about 1e-6 of the largest pixel. Linear in the kernel too.
     """
-    rows, columns = kernel.shape[0] // 2, kernel.shape[1] // 2
+    rows, columns = kernel.shape[-2] // 2, kernel.shape[-1] // 2
     if boundary == "periodic":
         return _circular_convolution(x, kernel)
     if boundary == "replicate":
@@ -86,7 +100,7 @@ def convolve(x: Array, kernel: Array, boundary: Boundary) -> Array:
 
 
 def blur(kernel: ArrayLike, boundary: Boundary = "periodic") -> LinearOperator:
-    """Convolution of each channel with kernel [KH, KW] of odd sizes (see `convolve`).
+    """Convolution of each channel with kernel [KH, KW], or of each image with its own of [B, KH, KW].
 
     Images must be at least as large as the kernel.
 
@@ -95,7 +109,7 @@ def blur(kernel: ArrayLike, boundary: Boundary = "periodic") -> LinearOperator:
     if boundary not in get_args(Boundary):
         raise UserError(f"unknown boundary {boundary!r}; choose one of {', '.join(get_args(Boundary))}.")
     weights = jnp.asarray(check_kernel(kernel))
-    grown = (weights.shape[0] - 1, weights.shape[1] - 1) if boundary == "valid" else (0, 0)
+    grown = (weights.shape[-2] - 1, weights.shape[-1] - 1) if boundary == "valid" else (0, 0)
 
     def apply(x: Array) -> Array:
         return convolve(x, weights, boundary)

@@ -17,7 +17,7 @@ from jaxgen import operators, processes
 from jaxgen.denoising import Denoiser, ddpm_from_denoiser, geometric_sigmas
 from jaxgen.samplers import restoration
 from jaxgen.samplers.chain import run_chain
-from jaxgen.samplers.conditional import langevin_inpainting_chain, repaint_chain
+from jaxgen.samplers.conditional import dps_chain, langevin_inpainting_chain, repaint_chain
 from jaxgen.samplers.restoration_baselines import total_variation_chain, wiener
 from jaxgen.types import Array, Chain, Key
 
@@ -38,15 +38,15 @@ def restorations(
 ) -> dict[str, Callable[[Array], Array]]:
     """{method: key -> restored images} for y = kernel * x + noise, of windows inside x alone ("valid").
 
-    Without a denoiser, the methods that need none.
+    kernel: [B, KH, KW], one for each image. Without a denoiser, the methods that need none.
     """
     operator = operators.blur(kernel, "valid")
-    rows, columns = kernel.shape[0] // 2, kernel.shape[1] // 2
+    rows, columns = kernel.shape[1] // 2, kernel.shape[2] // 2
     start = jnp.pad(y, ((0, 0), (rows, rows), (columns, columns), (0, 0)), mode="edge")
     noise = unit(config.noise)
     steps = {"num_steps": config.num_steps}
     told: dict[str, Any] = {"noise_std": noise, **steps}
-    energy = float(np.square(kernel).sum())
+    energy = np.square(kernel).sum((1, 2), dtype=np.float32)[:, None, None, None]
     hqs_sigmas = np.geomspace(unit(config.hqs_sigma_max), noise, config.hqs_steps)
     chains: dict[str, Chain] = {}
     if denoiser is not None:
@@ -65,8 +65,8 @@ def restorations(
 
     def wiener_filter(key: Key) -> Array:
         mean = jnp.mean(start, axis=(1, 2, 3), keepdims=True)
-        # White noise over the power of all of the image: one number, the simplest of its kind.
-        ratio = noise**2 / jnp.maximum(jnp.var(start), noise**2)
+        # White noise over the power of all of the image: one number an image, the simplest of its kind.
+        ratio = noise**2 / jnp.maximum(jnp.var(start, axis=(1, 2, 3)), noise**2)[:, None, None]
         return jnp.clip(mean + wiener(start - mean, kernel, cast(Any, ratio)), -1.0, 1.0)
 
     return {
@@ -86,11 +86,11 @@ def hole_mask(kind: str, height: int, width: int, seed: int) -> np.ndarray:
     return mask
 
 
-# DDPM's own schedule of 1000 steps, and those of them that RePaint takes.
-RepaintSchedules: TypeAlias = tuple[processes.DiffusionSchedule, processes.DiffusionSchedule]
+# DDPM's own schedule of 1000 steps, and those of them that RePaint and DPS take.
+ReverseSchedules: TypeAlias = tuple[processes.DiffusionSchedule, processes.DiffusionSchedule]
 
 
-def repaint_schedules(num_steps: int) -> RepaintSchedules | None:
+def reverse_schedules(num_steps: int) -> ReverseSchedules | None:
     """None for 0 steps; to be called outside jit."""
     if not num_steps:
         return None
@@ -103,11 +103,12 @@ def inpaintings(
     denoiser: Denoiser | None,
     known: Array,
     mask: Array,
-    schedules: RepaintSchedules | None,
+    schedules: ReverseSchedules | None,
 ) -> dict[str, Callable[[Array], Array]]:
     """{method: key -> filled images} for images [B, H, W, 1] of which `mask` says what is known.
 
-    config: the whole one; schedules: None leaves RePaint out. Without a denoiser, the method that needs none.
+    config: the whole one; schedules: None leaves RePaint and DPS out. Without a denoiser, the method that
+    needs none.
     """
     y, hidden = mask * known, 1.0 - mask
     mean = jnp.sum(y, axis=(1, 2, 3), keepdims=True) / jnp.sum(mask)
@@ -140,6 +141,7 @@ def inpaintings(
         whole, taken = schedules
         predict = ddpm_from_denoiser(denoiser, whole, "eps")
         chains["repaint"] = repaint_chain(predict, taken, known, mask, jump_length=min(10, taken.num_steps))
+        chains["dps"] = dps_chain(predict, taken, operators.masking(mask), y, scale=inpainting.dps_scale)
 
     def fill(chain: Chain, key: Key) -> Array:
         return y + hidden * _run(chain, known.shape, key)

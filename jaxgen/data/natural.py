@@ -102,6 +102,17 @@ def blur_kernel(name: str) -> np.ndarray:
         return np.asarray(kernels[name], np.float64)
 
 
+def blur_kernels(name: str) -> np.ndarray:
+    """The kernels of a set, float64 [N, K, K]: "levin09" are its eight, with zeros around to 27x27.
+
+    Any other name is that of one kernel, as `blur_kernel` has it.
+    """
+    names = [f"levin09_{i}" for i in range(1, 9)] if name == "levin09" else [name]
+    kernels = [blur_kernel(name) for name in names]
+    size = max(len(kernel) for kernel in kernels)
+    return np.stack([np.pad(kernel, (size - len(kernel)) // 2) for kernel in kernels])
+
+
 def load_photographs(name: str, *, patch: int, stride: int) -> Photographs:
     """`photos`, `natural` (tested on BSD68) or `natural_set12`, with patches of patch x patch pixels.
 

@@ -39,9 +39,9 @@ def _clipped(x: Array, clip: Range) -> Array:
     return x if clip is None else jnp.clip(x, *clip)
 
 
-def _check_positive(**values: float) -> None:
+def _check_positive(**values: float | np.ndarray) -> None:
     for name, value in values.items():
-        if not value > 0.0:
+        if not np.all(value > 0.0):
             raise UserError(f"{name} must be positive, but it is {value}.")
 
 
@@ -133,7 +133,7 @@ def dmsp_chain(
     *,
     sigma: float,
     noise_std: float | None = None,
-    row_energy: float = 1.0,
+    row_energy: float | np.ndarray = 1.0,
     num_steps: int = 300,
     step_size: float = 0.1,
     momentum: float = 0.9,
@@ -146,7 +146,7 @@ def dmsp_chain(
     `denoiser` a step.
 
     sigma: of the denoiser; the paper's is 11 of 255
-    noise_std: sigma_d, or None for noise-blind, which needs `row_energy`
+    noise_std: sigma_d, or None for noise-blind, which needs `row_energy`, for all or [B, 1, 1, 1]
 
     Raises UserError unless num_steps >= 1, 0 <= momentum < 1 and the rest is positive.
     """
@@ -197,8 +197,7 @@ def dmsp_kernel_blind_chain(
     Bigdeli et al. 2017, section 4.2: both follow the gradient of the data term, the kernel kept positive and
     of sum 1. Here the kernel's gradient is divided by the energy of the image, ||x - mean||^2, so that its
     step does not depend on the image's size and contrast (the paper gives no scale).
-    `chain._replace(finish=lambda
-    state: state.kernel.x)` gives the kernels.
+    `chain._replace(finish=lambda state: state.kernel.x)` gives the kernels.
 
     kernel: [B, KH, KW] of odd sizes, where they begin: for instance flat
 
@@ -210,12 +209,9 @@ def dmsp_kernel_blind_chain(
             f"restoration needs at least 1 step and 0 <= momentum < 1, but got {num_steps} and {momentum}."
         )
 
-    def blurred(x: Array, kernel: Array) -> Array:
-        return jax.vmap(lambda x, k: convolve(x[None], k, boundary)[0])(x, kernel)
-
     def step(keys: Key, state: BlindDescent, _: Array) -> BlindDescent:
         x, kernel = state.image.x, state.kernel.x
-        made, vjp = jax.vjp(blurred, x, kernel)
+        made, vjp = jax.vjp(lambda x, kernel: convolve(x, kernel, boundary), x, kernel)
         error = made - y
         to_image, to_kernel = vjp(error)
         row_energy = jnp.sum(jnp.square(kernel), axis=(1, 2))[:, None, None, None]

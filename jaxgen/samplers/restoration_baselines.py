@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
-from jaxgen.operators import LinearOperator, check_kernel
+from jaxgen.operators import LinearOperator, check_kernel, transfer_function
 from jaxgen.samplers.restoration import data_gradient
 from jaxgen.types import Array, Chain, Key, UserError
 
@@ -18,20 +18,17 @@ def wiener(y: Array, kernel: ArrayLike, noise_to_signal: ArrayLike) -> Array:
     conj(K) / (|K|^2 + S_noise / S_x) times Y at every frequency (Wiener 1949). It is the posterior mean of a
     stationary Gaussian prior of mean 0, so take the mean of the image off before.
 
-    kernel: [KH, KW] of odd sizes
-    noise_to_signal: S_noise / S_x, a number, or [H, W // 2 + 1] over the frequencies of `rfft2`: for white
-        noise, its variance over the image's power at each frequency
+    kernel: [KH, KW] of odd sizes, or [B, KH, KW], one for each image
+    noise_to_signal: S_noise / S_x, a number, or one that spreads to [B, H, W // 2 + 1] over the frequencies
+        of `rfft2`: for white noise, its variance over the image's power at each frequency
 
     Raises UserError as `operators.check_kernel`.
     """
-    weights = jnp.asarray(check_kernel(kernel))
     height, width = y.shape[1:3]
-    padded = jnp.zeros((height, width), y.dtype).at[: weights.shape[0], : weights.shape[1]].set(weights)
-    centred = jnp.roll(padded, (-(weights.shape[0] // 2), -(weights.shape[1] // 2)), (0, 1))
-    spectrum = jnp.fft.rfft2(centred)
-    ratio = jnp.broadcast_to(jnp.asarray(noise_to_signal, y.dtype), spectrum.shape)
+    spectrum = transfer_function(jnp.asarray(check_kernel(kernel)), height, width)
+    ratio = jnp.broadcast_to(jnp.asarray(noise_to_signal, y.dtype), (y.shape[0], *spectrum.shape[1:]))
     gain = jnp.conj(spectrum) / (jnp.square(jnp.abs(spectrum)) + ratio)
-    restored = jnp.fft.rfft2(y, axes=(1, 2)) * gain[None, :, :, None]
+    restored = jnp.fft.rfft2(y, axes=(1, 2)) * gain[:, :, :, None]
     return jnp.fft.irfft2(restored, s=(height, width), axes=(1, 2))
 
 

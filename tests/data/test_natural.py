@@ -30,6 +30,7 @@ def test_kernels_and_bad_names():
         kernel = natural.blur_kernel(name)
         assert kernel.shape == (5, 5)
         assert abs(kernel.sum() - 1) < 1e-12
+    np.testing.assert_array_equal(natural.blur_kernels("flat"), np.full((1, 5, 5), 1 / 25))
     with pytest.raises(UserError, match="unknown photographs"):
         natural.load_photographs("holidays", patch=8, stride=8)
     with pytest.raises(UserError, match="patch"):
@@ -54,5 +55,9 @@ def test_the_real_files():
     kernel = natural.blur_kernel("levin09_1")
     assert kernel.shape == (19, 19)
     assert abs(kernel.sum() - 1) < 1e-6
+    padded = natural.blur_kernels("levin09")
+    assert padded.shape == (8, 27, 27)
+    np.testing.assert_array_equal(padded[0][4:-4, 4:-4], kernel)
+    np.testing.assert_allclose(padded.sum((1, 2)), 1.0, atol=1e-6)
     with pytest.raises(UserError, match="unknown blur kernel"):
         natural.blur_kernel("levin09_9")

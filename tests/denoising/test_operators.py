@@ -18,6 +18,7 @@ OPERATORS = {
     "periodic": operators.blur(KERNEL, "periodic"),
     "replicate": operators.blur(KERNEL, "replicate"),
     "valid": operators.blur(KERNEL, "valid"),
+    "valid, of each image": operators.blur(np.stack([KERNEL, KERNEL[::-1]]), "valid"),
     "downsampling": operators.downsampling(2),
     "grey": operators.grey_from_color(),
     "blurred and downsampled": operators.compose(
@@ -55,6 +56,14 @@ def test_blur_is_scipy_s_convolution(boundary):
     if boundary == "valid":
         expected = expected[:, 1:-1, 2:-2]
     np.testing.assert_allclose(OPERATORS[boundary].apply(X), expected, atol=2e-5)
+
+
+def test_each_image_has_its_own_kernel():
+    both = OPERATORS["valid, of each image"].apply(X)
+    mirrored = operators.blur(KERNEL[::-1], "valid").apply(X)
+    np.testing.assert_allclose(both[0], OPERATORS["valid"].apply(X)[0], atol=1e-6)
+    np.testing.assert_allclose(both[1], mirrored[1], atol=1e-6)
+    assert float(jnp.abs(both[1] - OPERATORS["valid"].apply(X)[1]).max()) > 0.1
 
 
 def test_the_others_by_hand():
