@@ -83,7 +83,7 @@ PRESETS = {
             "evaluation.reader": "smoke",
         },
     ),
-    "digits": Preset("2 CPU cores", 20, "not recorded yet", {}),
+    "digits": Preset("2 CPU cores", 40, "captions obeyed: 0.96 seen, 0.95 held out, at guidance 2", {}),
     "mnist": Preset(
         "1 GPU",
         60,
