@@ -7,6 +7,10 @@ ours and float64 for the peers' EM, which is what their users get. The floor of 
 covariances is about 3 N K D^2 multiplications, a third for the densities and the rest for the scatters; of
 the forward and backward pass of an HMM, 4 B T K^2 exponentials or multiplications; of a PCA the N D^2
 multiplications of the covariance and its eigenvectors.
+
+Of the largest PCA, half is the covariance, at the speed of a plain product of matrices, and half the same
+LAPACK routine as the peer's. Tried: the upper triangle of the covariance alone, in 2, 3, 4 or 8 blocks of
+columns, takes 0.55, 0.61, 0.67 and 0.85 s of processor time against 0.54 s whole, as XLA copies the blocks.
 """
 
 from __future__ import annotations

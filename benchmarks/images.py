@@ -1,9 +1,11 @@
 """Generators of images against PyTorch: `python -m benchmarks.images [--quick] [--record]`.
 
-A training step of a GAN (DCGAN with spectral norm, one update of either player) and of a gated PixelCNN, and
-sampling from the PixelCNN: ours keeps what a new pixel does not touch, the peer runs the network on the whole
-image for every pixel, which is how the published PyTorch code samples. Either side has the same layers, the
-same number of parameters, batch, optimiser and float32; the peer runs eagerly.
+A training step of a VAE (the layers of Burda et al. 2016, one draw of the code), of a GAN (DCGAN with
+spectral norm, one update of either player) and of a gated PixelCNN, and sampling from the PixelCNN: ours
+keeps what a new pixel does not touch, the peer runs the network on the whole image for every pixel, which is
+how the published PyTorch code samples. Either side has the same layers, the same number of parameters,
+batch, optimiser and float32; the peer runs eagerly. Last, the same sampler without what it keeps, compiled by
+XLA too, which draws the same images.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ import optax
 from benchmarks import timing
 from benchmarks.timing import Case, compare
 from jaxgen.models import gan as players
+from jaxgen.models.autoencoder import MlpDecoder, MlpEncoder
 from jaxgen.models.pixelcnn import PixelCNN, cached_functions
-from jaxgen.objectives import gan, pixelcnn
+from jaxgen.models.vae import VAE
+from jaxgen.objectives import gan, pixelcnn, vae
 from jaxgen.samplers.chain import run_chain
-from jaxgen.samplers.pixels import PixelNetwork, pixel_chain
+from jaxgen.samplers.pixels import PixelNetwork, pixel_chain, whole_image_network
 from jaxgen.systems import alternating_system, gradient_system
 from jaxgen.types import System
 
@@ -30,9 +34,12 @@ LEARNING_RATE = 2e-4
 
 
 class Setting(NamedTuple):
-    """What both sides run. Binary images of one channel for the PixelCNN, any in [-1, 1] for the GAN."""
+    """What both sides run, on random black and white images of one channel."""
 
     size: int = 28
+    vae_widths: tuple[int, ...] = (200, 200)
+    codes: int = 50
+    vae_batch: int = 100
     batch: int = 64
     gan_channels: int = 32
     gan_levels: int = 2
@@ -81,6 +88,82 @@ def check_equal(ours: int, *modules: Any) -> None:
     if ours != theirs:
         raise AssertionError(f"unequal networks: {ours} parameters against {theirs}")
     print(f"{ours:,} parameters on either side", flush=True)
+
+
+# ---- VAE
+
+
+def make_vae(setting: Setting) -> VAE:
+    """Our encoder and decoder."""
+    size = (setting.size, setting.size)
+    return VAE(
+        encoder=MlpEncoder(setting.vae_widths, 2 * setting.codes, "tanh"),
+        decoder=MlpDecoder(setting.vae_widths[::-1], size, 1, "tanh"),
+    )
+
+
+def torch_vae(setting: Setting) -> Any:
+    """The same in PyTorch: `encoder` gives mean and log variance `[B, 2K]`, `decoder` logits `[B, H * W]`."""
+    from torch import nn
+
+    class Mlp(nn.Module):
+        def __init__(self, widths: tuple[int, ...]) -> None:
+            super().__init__()
+            self.mlp = nn.Module()
+            names = [f"dense_{number}" for number in range(len(widths) - 2)] + ["out"]
+            for name, inputs, outputs in zip(names, widths[:-1], widths[1:], strict=True):
+                setattr(self.mlp, name, nn.Linear(inputs, outputs))
+
+        def forward(self, h: Any) -> Any:
+            *hidden, out = self.mlp.children()
+            for layer in hidden:
+                h = layer(h).tanh()
+            return out(h)
+
+    pixels, widths = setting.size**2, setting.vae_widths
+    network = nn.Module()
+    network.encoder = Mlp((pixels, *widths, 2 * setting.codes))
+    network.decoder = Mlp((setting.codes, *widths[::-1], pixels))
+    return network
+
+
+def vae_training(setting: Setting) -> Pair:
+    """An update on the ELBO of binary images."""
+    import torch
+    from torch.nn.functional import softplus
+
+    model = make_vae(setting)
+
+    def encode(params: Any, x: jax.Array, label: Any) -> vae.Gaussian:
+        return vae.Gaussian(*cast(Any, model.apply({"params": params}, x, method="encode")))
+
+    def decode(params: Any, z: jax.Array, label: Any) -> jax.Array:
+        return cast(jax.Array, model.apply({"params": params}, z, method="decode"))
+
+    loss = vae.make_loss(vae.Networks(encode, decode, (setting.codes,)), vae.bernoulli_likelihood(1))
+    system = gradient_system(
+        lambda key, batch: (model.init(key, batch["image"])["params"], {}), loss, optax.adam(LEARNING_RATE)
+    )
+    real = images(setting.vae_batch, setting.size)
+    ours, count = stepper(system, {"image": jnp.asarray(real)})
+
+    torch.manual_seed(0)
+    network = torch_vae(setting)
+    check_equal(count, network)
+    adam = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    there = torch.tensor(real).flatten(1)
+
+    def peer() -> None:
+        mean, log_var = network.encoder(there).chunk(2, dim=1)
+        z = mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)
+        distortion = softplus(-there * network.decoder(z)).sum(dim=1)
+        rate = 0.5 * (log_var.exp() + mean**2 - 1 - log_var).sum(dim=1)
+        loss = (distortion + rate).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+
+    return Pair("vae_train_step", ours, peer, work=setting.vae_batch)
 
 
 # ---- GAN
@@ -288,24 +371,35 @@ def pixelcnn_training(setting: Setting) -> Pair:
     return Pair("pixelcnn_train_step", ours, peer, work=setting.pixel_batch)
 
 
-def pixelcnn_sampling(setting: Setting) -> Pair:
-    """Images drawn pixel by pixel: our cached sampler against whole passes in PyTorch."""
-    import torch
-
+def make_sampler(setting: Setting, *, cached: bool) -> tuple[Callable[[], jax.Array], int]:
+    """(a call that draws images pixel by pixel, the number of the network's parameters)."""
     size, num = setting.sample_size, setting.sample_batch
     model = make_pixelcnn(setting)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, size, size, 1)))["params"]
 
     @jax.jit
     def draw(params: Any, key: jax.Array) -> jax.Array:
-        network = PixelNetwork(*cached_functions(model, params, None))
+        if cached:
+            network = PixelNetwork(*cached_functions(model, params, None))
+        else:
+            network = whole_image_network(lambda x: cast(jax.Array, model.apply({"params": params}, x)))
         chain = pixel_chain(network, pixelcnn.bernoulli_likelihood(1).draw, size)
         return run_chain(chain, key, jnp.arange(num), (size, size, 1))
 
     key = jax.random.key(1)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return lambda: jax.block_until_ready(draw(params, key)), count
+
+
+def pixelcnn_sampling(setting: Setting) -> Pair:
+    """Images drawn pixel by pixel: our cached sampler against whole passes in PyTorch."""
+    import torch
+
+    size, num = setting.sample_size, setting.sample_batch
+    ours, count = make_sampler(setting, cached=True)
     torch.manual_seed(0)
     network = torch_pixelcnn(setting)
-    check_equal(sum(leaf.size for leaf in jax.tree.leaves(params)), network)
+    check_equal(count, network)
 
     @torch.no_grad()
     def peer() -> Any:
@@ -316,11 +410,24 @@ def pixelcnn_sampling(setting: Setting) -> Pair:
                 x[:, 0, row, column] = torch.bernoulli(logits.sigmoid()) * 2 - 1
         return x
 
-    name = f"pixelcnn_sample_{size}x{size}"
-    return Pair(name, lambda: jax.block_until_ready(draw(params, key)), peer, work=num)
+    return Pair(f"pixelcnn_sample_{size}x{size}", ours, peer, work=num)
 
 
-PAIRS: tuple[Callable[[Setting], Pair], ...] = (gan_training, pixelcnn_training, pixelcnn_sampling)
+def cached_sampling(setting: Setting) -> Pair:
+    """The same images drawn by our sampler with and without what it keeps from pixel to pixel."""
+    cached, whole = (make_sampler(setting, cached=cached)[0] for cached in (True, False))
+    np.testing.assert_array_equal(cached(), whole())
+    name = f"pixelcnn_cached_{setting.sample_size}x{setting.sample_size}"
+    return Pair(name, cached, whole, work=setting.sample_batch)
+
+
+PAIRS: tuple[Callable[[Setting], Pair], ...] = (
+    vae_training,
+    gan_training,
+    pixelcnn_training,
+    pixelcnn_sampling,
+    cached_sampling,
+)
 
 
 def cases(setting: Setting, rounds: int, seconds: float) -> list[Case]:
@@ -338,8 +445,10 @@ def main() -> None:
     """Run, print and record."""
     arguments = timing.parser(__doc__.splitlines()[0]).parse_args()
     timing.require("torch")
-    rounds, seconds = (5, 25.0) if arguments.quick else (15, 150.0)
-    timing.report("images", cases(Setting(), rounds, seconds), ("torch",), arguments.record)
+    rounds, seconds, setting = 15, 150.0, Setting()
+    if arguments.quick:
+        rounds, seconds, setting = 5, 20.0, setting._replace(sample_size=8)
+    timing.report("images", cases(setting, rounds, seconds), ("torch",), arguments.record)
 
 
 if __name__ == "__main__":

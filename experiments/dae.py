@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import classifier, common
+from experiments import common
 from experiments.common import Preset, checks, generating
-from experiments.common.judging import ImageJudge
+from experiments.common.judging import judge_of
 from jaxgen import data, denoising, pictures, systems
 from jaxgen.metrics.images import psnr
 from jaxgen.models.dncnn import DnCNN
@@ -73,8 +73,7 @@ PRESETS = {
 }
 FIELD_CHECKS = {
     **common.FIELD_CHECKS,
-    "evaluation.classifier": ("digits", {}),
-    "evaluation.classifier_workdir": ("runs/classifier", {}),
+    **generating.FIELD_CHECKS,
 }
 
 
@@ -111,7 +110,7 @@ def check(config: ConfigDict) -> None:
             "sampling.relative_step_size must be above 0 and below 4, where Langevin dynamics diverges, but "
             f"it is {config.sampling.relative_step_size}."
         )
-    generating.check_evaluation(config, tuple(classifier.PRESETS))
+    generating.check_evaluation(config)
 
 
 def make_model(config: ConfigDict) -> DnCNN:
@@ -199,9 +198,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         for name, images in zip(("noisy", "denoised"), pair, strict=True):
             values = psnr(np.asarray(images), truth, 2.0)
             scores[f"psnr_{name}"] = Score(float(values.mean()), f"dB at sigma {sigma:g}", len(values), True)
-        if "classifier" in needed:
-            preset = config.evaluation.classifier
-            judge = ImageJudge(needed["classifier"], preset, train, test, mesh, batch_size=batch_size)
+        if judge := judge_of(config.evaluation, needed, train, test, mesh):
             scores.update(generating.sample_scores(sample, params, judge, config, mesh))
         return scores
 
@@ -214,5 +211,5 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         write_samples=write_samples,
         data_fingerprints={"train": train.fingerprint, "test": test.fingerprint},
         seed=config.seed,
-        needs=generating.classifier_needs(config, train, test, mesh),
+        needs=generating.judge_needs(config, train, test, mesh),
     )

@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from experiments import classifier, common
-from experiments.common import Preset, checks
-from experiments.common.judging import ImageJudge, classifier_need, sample_images
+from experiments import common
+from experiments.common import Preset, checks, generating
+from experiments.common.judging import judge_of
 from experiments.common.unets import make_unet
 from jaxgen import data, denoising, pictures, processes, sharding, systems
 from jaxgen.objectives import ddpm as objective
@@ -132,6 +131,7 @@ PRESETS = {
 }
 FIELD_CHECKS = {
     **common.FIELD_CHECKS,
+    **generating.FIELD_CHECKS,
     "model.channel_multipliers": ((1, 3), {}),
     "model.attention_resolutions": ((8,), {}),
     "model.head_dim": (4, {}),
@@ -148,8 +148,6 @@ FIELD_CHECKS = {
     "sampling.eta": (0.5, {"sampling.method": "ddim"}),
     "sampling.spacing": ("trailing", {}),
     "sampling.guidance": (3.0, {"diffusion.conditional": True, "diffusion.label_dropout": 0.1}),
-    "evaluation.classifier": ("digits", {}),
-    "evaluation.classifier_workdir": ("runs/classifier", {}),
 }
 # The bound that Ho et al. report for a data set, in bits/dim.
 _BITS_PER_DIM = {"cifar10": (3.75, "Ho et al. 2020, table 1, L_simple")}
@@ -204,15 +202,7 @@ def get_config(preset: str) -> ConfigDict:
             "num": 64,
         }
     )
-    config.evaluation = ConfigDict(
-        {
-            "num_samples": 1437,
-            "num_likelihood": 360,
-            "batch_size": 180,
-            "classifier": "digits",  # the preset of experiments/classifier.py that judges; "" for none
-            "classifier_workdir": "",  # where such a run is; "" trains it
-        }
-    )
+    config.evaluation = generating.evaluation_config(num_likelihood=360)
     return common.with_settings(config, PRESETS[preset].settings)
 
 
@@ -247,9 +237,8 @@ def check(config: ConfigDict) -> None:
         processes.spaced_timesteps(diffusion.num_steps, sampling.num_steps, sampling.spacing)
     except UserError as error:
         raise UserError(f"sampling.num_steps and sampling.spacing do not fit: {error}") from error
-    checks.at_least(config, 1, "evaluation.num_likelihood", "evaluation.batch_size")
-    checks.at_least(config, 2, "evaluation.num_samples")  # a covariance needs two
-    checks.one_of(config, ("", *classifier.PRESETS), "evaluation.classifier")
+    checks.at_least(config, 1, "evaluation.num_likelihood")
+    generating.check_evaluation(config)
 
 
 def make_schedule(config: ConfigDict) -> processes.DiffusionSchedule:
@@ -292,6 +281,12 @@ def denoiser(config: ConfigDict, params: PyTree) -> denoising.Denoiser:
     )
     predict = lambda x, t: cast(Array, model.apply({"params": params}, x, t, train=False))
     return denoising.denoiser_from_ddpm(predict, make_schedule(config.diffusion), config.diffusion.prediction)
+
+
+def noise_range(config: ConfigDict) -> tuple[float, float]:
+    """The least and the greatest noise that a run of this config is trained for, of images in [-1, 1]."""
+    sigmas = denoising.schedule_sigmas(make_schedule(config.diffusion))
+    return float(sigmas[0]), float(sigmas[-1])
 
 
 def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
@@ -398,23 +393,6 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         seed=config.seed,
         **held_out,
     )
-    needs = {}
-    if config.evaluation.classifier:
-        if train.num_classes is None:
-            raise UserError(
-                f"evaluation.classifier needs labels, and {train.name} has none: set it to '' to go without."
-            )
-        if min(len(train), len(test)) < 2:
-            raise UserError(
-                f"evaluation.classifier needs at least 2 images to train and 2 to test on, and {train.name} "
-                f"has {len(train)} and {len(test)}."
-            )
-        needs["classifier"] = classifier_need(
-            config.evaluation.classifier,
-            workdir=config.evaluation.classifier_workdir,
-            source=config.data.source,
-            mesh=mesh,
-        )
 
     def bound_scores(params: PyTree) -> Scores:
         """The variational bound on held-out images, and the terms it is the sum of."""
@@ -430,22 +408,12 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
             },
         }
 
-    def sample_scores(params: PyTree, classifier: TrainState) -> Scores:
-        num, batch_size = config.evaluation.num_samples, config.evaluation.batch_size
-        with tqdm(total=num, desc="sampling", unit="image", leave=False) as bar:
-            samples = sample_in_batches(
-                sample_images(sample, params, mesh, seed=config.seed + 1),
-                num,
-                batch_size,
-                progress=lambda done, _: bar.update(done - bar.n),
-            )
-        preset = config.evaluation.classifier
-        return ImageJudge(classifier, preset, train, test, mesh, batch_size=batch_size).scores(samples)
-
     def evaluate(state: TrainState, needed: Mapping[str, TrainState]) -> Scores:
         params = state.sampling_params
-        judged = sample_scores(params, needed["classifier"]) if "classifier" in needed else {}
-        return {**judged, **bound_scores(params)}
+        scores: dict[str, Score] = {}
+        if judge := judge_of(config.evaluation, needed, train, test, mesh):
+            scores.update(generating.sample_scores(sample, params, judge, config, mesh))
+        return {**scores, **bound_scores(params)}
 
     return Experiment(
         system=system,
@@ -456,7 +424,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         write_samples=write_samples,
         data_fingerprints={"train": train.fingerprint, "test": test.fingerprint},
         seed=config.seed,
-        needs=needs,
+        needs=generating.judge_needs(config, train, test, mesh),
     )
 
 

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import classifier, common
+from experiments import common
 from experiments.common import Preset, checks, generating
-from experiments.common.judging import ImageJudge
+from experiments.common.judging import judge_of
 from jaxgen import data, pictures, systems
 from jaxgen.models import gan as models
 from jaxgen.objectives import gan as objective
@@ -119,12 +119,11 @@ PRESETS = {
 }
 FIELD_CHECKS = {
     **common.FIELD_CHECKS,
+    **generating.FIELD_CHECKS,
     "gan.game": ("wasserstein", {}),
     "gan.penalty": ("r1", {}),
     "gan.penalty_weight": (5.0, {"gan.penalty": "r1"}),
     "model.kind": ("resnet", {}),
-    "evaluation.classifier": ("digits", {}),
-    "evaluation.classifier_workdir": ("runs/classifier", {}),
 }
 _INTERPOLATIONS, _FRAMES = 8, 9
 
@@ -180,7 +179,7 @@ def check(config: ConfigDict) -> None:
     checks.at_least(config, 2, "sampling.num_statistics")
     checks.one_of(config, KINDS, "model.kind")
     checks.one_of(config, common.DTYPES, "model.dtype")
-    generating.check_evaluation(config, tuple(classifier.PRESETS))
+    generating.check_evaluation(config)
 
 
 def make_players(
@@ -361,9 +360,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
 
     def evaluate(state: TrainState, needed: Mapping[str, TrainState]) -> Scores:
         scores = dict(discriminator_scores(state))
-        if "classifier" in needed:
-            preset, batch_size = config.evaluation.classifier, config.evaluation.batch_size
-            judge = ImageJudge(needed["classifier"], preset, train, test, mesh, batch_size=batch_size)
+        if judge := judge_of(config.evaluation, needed, train, test, mesh):
             judged = generating.sample_scores(sample, state.sampling_params, judge, config, mesh)
             scores = {**judged, **scores}
         return scores
@@ -377,5 +374,5 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         write_samples=write_samples,
         data_fingerprints={"train": train.fingerprint, "test": test.fingerprint},
         seed=config.seed,
-        needs=generating.classifier_needs(config, train, test, mesh),
+        needs=generating.judge_needs(config, train, test, mesh),
     )

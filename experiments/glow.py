@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import classifier, common
+from experiments import common
 from experiments.common import Preset, checks, generating
-from experiments.common.judging import ImageJudge
+from experiments.common.judging import judge_of
 from jaxgen import data, pictures, systems
 from jaxgen.models.flows import Flow, Kind, latent_shapes
 from jaxgen.objectives import flow as objective
@@ -110,9 +110,8 @@ PRESETS = {
 }
 FIELD_CHECKS = {
     **common.FIELD_CHECKS,
+    **generating.FIELD_CHECKS,
     "model.kind": ("realnvp", {}),
-    "evaluation.classifier": ("digits", {}),
-    "evaluation.classifier_workdir": ("runs/classifier", {}),
 }
 _BITS_PER_DIM = {
     ("glow", "cifar10"): (3.35, "Kingma & Dhariwal 2018, table 2"),
@@ -154,7 +153,7 @@ def check(config: ConfigDict) -> None:
     checks.at_least(config, 0, "sampling.temperature")
     checks.one_of(config, common.DTYPES, "model.dtype")
     checks.one_of(config, get_args(Kind), "model.kind")
-    generating.check_evaluation(config, tuple(classifier.PRESETS))
+    generating.check_evaluation(config)
 
 
 def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
@@ -261,9 +260,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     def evaluate(state: TrainState, needed: Mapping[str, TrainState]) -> Scores:
         params = state.sampling_params
         scores = dict(likelihood_scores(params))
-        if "classifier" in needed:
-            preset, batch_size = config.evaluation.classifier, config.evaluation.batch_size
-            judge = ImageJudge(needed["classifier"], preset, train, test, mesh, batch_size=batch_size)
+        if judge := judge_of(config.evaluation, needed, train, test, mesh):
             scores.update(generating.sample_scores(sample, params, judge, config, mesh))
         return scores
 
@@ -276,5 +273,5 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         write_samples=write_samples,
         data_fingerprints={"train": train.fingerprint, "test": test.fingerprint},
         seed=config.seed,
-        needs=generating.classifier_needs(config, train, test, mesh),
+        needs=generating.judge_needs(config, train, test, mesh),
     )

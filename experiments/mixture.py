@@ -19,8 +19,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import common
-from experiments.common import Preset, checks
-from experiments.common.judging import ImageJudge, classifier_need
+from experiments.common import Preset, checks, generating
+from experiments.common.judging import judge_of
 from jaxgen import pictures, systems
 from jaxgen.estimators import families, gmm
 from jaxgen.estimators import mixture as mixtures
@@ -71,10 +71,9 @@ PRESETS = {
     ),
 }
 FIELD_CHECKS = {
+    **generating.FIELD_CHECKS,
     **{field: check for field, check in common.FIELD_CHECKS.items() if field[:5] in ("data.", "train")},
     "model.covariance": ("spherical", {}),
-    "evaluation.classifier": ("digits", {}),
-    "evaluation.classifier_workdir": ("runs/classifier", {}),
 }
 
 
@@ -95,14 +94,7 @@ def get_config(preset: str) -> ConfigDict:
         }
     )
     config.sampling = ConfigDict({"num": 64})
-    config.evaluation = ConfigDict(
-        {
-            "num_samples": 1437,
-            "batch_size": 180,
-            "classifier": "digits",  # the preset of experiments/classifier.py that judges; "" for none
-            "classifier_workdir": "",  # where such a run is; "" trains it
-        }
-    )
+    config.evaluation = generating.evaluation_config()
     return common.with_settings(config, PRESETS[preset].settings)
 
 
@@ -110,10 +102,10 @@ def check(config: ConfigDict) -> None:
     """UserError where a value makes no sense."""
     checks.check_data(config)
     checks.at_least(config, 1, "model.num_components", "sampling.num")
-    checks.at_least(config, 1, "evaluation.num_samples", "evaluation.batch_size")
     checks.at_least(config, 0, "model.variance_floor")
     checks.at_most(config, config.data.batch_size, "model.num_components")
     checks.one_of(config, COVARIANCES, "model.covariance")
+    generating.check_evaluation(config)
 
 
 def dequantised_rows(key: Key, image: Array, num_levels: int) -> Array:
@@ -178,15 +170,6 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         pictures.save_image_grid(means, centres, scale=scale)
         return [samples, means]
 
-    needs = {}
-    if config.evaluation.classifier:
-        needs["classifier"] = classifier_need(
-            config.evaluation.classifier,
-            workdir=config.evaluation.classifier_workdir,
-            source=config.data.source,
-            mesh=mesh,
-        )
-
     def evaluate(state: TrainState, needed: Mapping[str, TrainState]) -> Scores:
         values = common.mean_values(validation(state.params))
         scores = {
@@ -194,18 +177,10 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
                 values["bits_per_dim"], "bits/dim, upper bound (dequantised)", len(test), False
             )
         }
-        if "classifier" not in needed:
-            return scores
-        images = draw(state.params, jax.random.key(config.seed + 1), config.evaluation.num_samples)
-        judge = ImageJudge(
-            needed["classifier"],
-            config.evaluation.classifier,
-            train,
-            test,
-            mesh,
-            batch_size=config.evaluation.batch_size,
-        )
-        return {**scores, **judge.scores(np.asarray(images))}
+        if judge := judge_of(config.evaluation, needed, train, test, mesh):
+            images = draw(state.params, jax.random.key(config.seed + 1), config.evaluation.num_samples)
+            scores.update(judge.scores(np.asarray(images)))
+        return scores
 
     return Experiment(
         system=system,
@@ -216,5 +191,5 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         write_samples=write_samples,
         data_fingerprints={"train": train.fingerprint, "test": test.fingerprint},
         seed=config.seed,
-        needs=needs,
+        needs=generating.judge_needs(config, train, test, mesh),
     )

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import classifier, common
+from experiments import common
 from experiments.common import Preset, checks, generating
-from experiments.common.judging import ImageJudge
+from experiments.common.judging import judge_of
 from jaxgen import data, denoising, pictures, systems
 from jaxgen.models.ncsn import NCSN
 from jaxgen.objectives.score_matching import make_noise_conditional_loss
@@ -89,6 +89,23 @@ PRESETS = {
             "evaluation.classifier": "mnist",
         },
     ),
+    "mnist_cpu": Preset(
+        "2 CPU cores",
+        50,
+        "not recorded yet",
+        {
+            "data.source": "mnist",
+            "data.batch_size": 32,
+            "train.num_steps": 2000,
+            "train.checkpoint_every": 250,
+            "noise.sigma_min": 0.01,
+            "sampling.steps_per_level": 15,
+            "sampling.step_size": 4e-5,
+            "evaluation.num_samples": 500,
+            "evaluation.batch_size": 100,
+            "evaluation.classifier": "mnist",
+        },
+    ),
     "cifar10": Preset(
         "1 GPU of 80 GB",
         2000,
@@ -106,8 +123,7 @@ PRESETS = {
 }
 FIELD_CHECKS = {
     **common.FIELD_CHECKS,
-    "evaluation.classifier": ("digits", {}),
-    "evaluation.classifier_workdir": ("runs/classifier", {}),
+    **generating.FIELD_CHECKS,
 }
 
 
@@ -152,7 +168,7 @@ def check(config: ConfigDict) -> None:
             f"sampling.step_size must be above 0 and below 4 noise.sigma_min^2 = {4 * noise.sigma_min**2:g}, "
             f"where Langevin dynamics diverges, but it is {sampling.step_size}."
         )
-    generating.check_evaluation(config, tuple(classifier.PRESETS))
+    generating.check_evaluation(config)
 
 
 def make_model(config: ConfigDict) -> tuple[NCSN, np.ndarray]:
@@ -162,22 +178,41 @@ def make_model(config: ConfigDict) -> tuple[NCSN, np.ndarray]:
     return NCSN(config.model.features, noise.num_levels, dtype=common.DTYPES[config.model.dtype]), sigmas
 
 
+def nearest_level(sigmas: np.ndarray, sigma: Array) -> Array:
+    """The number of the level nearest to sigma [B] in the logarithm, int32 [B]."""
+    distance = jnp.abs(jnp.log(sigma)[:, None] - jnp.log(jnp.asarray(sigmas, jnp.float32))[None])
+    return jnp.argmin(distance, axis=1)
+
+
 def make_score(model: NCSN, sigmas: np.ndarray) -> Callable[[PyTree, Array, Array], Array]:
     """(params, x in [0, 1], sigma) -> the score, asked at the level nearest to sigma."""
 
     def score(params: PyTree, x: Array, sigma: Array) -> Array:
-        distance = jnp.abs(jnp.log(sigma)[:, None] - jnp.log(jnp.asarray(sigmas, jnp.float32))[None])
-        level = jnp.argmin(distance, axis=1)
-        return cast(Array, model.apply({"params": params}, 2.0 * x - 1.0, level))
+        return cast(Array, model.apply({"params": params}, 2.0 * x - 1.0, nearest_level(sigmas, sigma)))
 
     return score
 
 
 def denoiser(config: ConfigDict, params: PyTree) -> denoising.Denoiser:
-    """What a run of this config has trained, as a denoiser of images in [-1, 1]."""
-    score = make_score(*make_model(config))
+    """What a run of this config has trained, as a denoiser of images in [-1, 1].
+
+    Between its levels it is that of the level nearest to sigma: the noise which that finds in x is near to
+    the noise that is there, whereas its score would be multiplied with another level's sigma^2.
+    """
+    model, sigmas = make_model(config)
+    score = make_score(model, sigmas)
     of_unit = denoising.denoiser_from_score(lambda x, sigma: score(params, x, sigma))
-    return lambda x, sigma: 2.0 * of_unit(0.5 * (x + 1.0), 0.5 * sigma) - 1.0
+
+    def nearest(x: Array, sigma: Array) -> Array:
+        level = nearest_level(sigmas, 0.5 * sigma)
+        return 2.0 * of_unit(0.5 * (x + 1.0), jnp.asarray(sigmas, jnp.float32)[level]) - 1.0
+
+    return nearest
+
+
+def noise_range(config: ConfigDict) -> tuple[float, float]:
+    """The least and the greatest noise that a run of this config is trained for, of images in [-1, 1]."""
+    return 2.0 * config.noise.sigma_min, 2.0 * config.noise.sigma_max
 
 
 def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
@@ -284,9 +319,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     def evaluate(state: TrainState, needed: Mapping[str, TrainState]) -> Scores:
         params = state.sampling_params
         scores = generating.loss_scores(validation(params), len(test), "summed over pixels, all levels")
-        if "classifier" in needed:
-            preset, batch_size = config.evaluation.classifier, config.evaluation.batch_size
-            judge = ImageJudge(needed["classifier"], preset, train, test, mesh, batch_size=batch_size)
+        if judge := judge_of(config.evaluation, needed, train, test, mesh):
             scores.update(generating.sample_scores(sample, params, judge, config, mesh))
         return scores
 
@@ -299,5 +332,5 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         write_samples=write_samples,
         data_fingerprints={"train": train.fingerprint, "test": test.fingerprint},
         seed=config.seed,
-        needs=generating.classifier_needs(config, train, test, mesh),
+        needs=generating.judge_needs(config, train, test, mesh),
     )

@@ -20,8 +20,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import common
-from experiments.common import Preset, checks
-from experiments.common.judging import ImageJudge, classifier_need
+from experiments.common import Preset, checks, generating
+from experiments.common.judging import judge_of
 from jaxgen import data, pictures, systems
 from jaxgen.estimators import linear
 from jaxgen.types import Array, Batch, Experiment, Key, Mean, Metrics, PyTree, Score, Scores, TrainState
@@ -79,9 +79,8 @@ PRESETS = {
     ),
 }
 FIELD_CHECKS = {
+    **generating.FIELD_CHECKS,
     **{field: check for field, check in common.FIELD_CHECKS.items() if field[:5] in ("data.", "train")},
-    "evaluation.classifier": ("digits", {}),
-    "evaluation.classifier_workdir": ("runs/classifier", {}),
 }
 # Squared error per image on the test set, scale [0, 1].
 _PUBLISHED = {("mnist", 30): (13.87, "Hinton & Salakhutdinov 2006, 30 components")}
@@ -98,23 +97,15 @@ def get_config(preset: str) -> ConfigDict:
     config.train.checkpoint_every = 20
     config.model = ConfigDict({"rank": 16})
     config.sampling = ConfigDict({"num": 64})
-    config.evaluation = ConfigDict(
-        {
-            "num_samples": 1437,
-            "batch_size": 180,
-            "classifier": "digits",  # the preset of experiments/classifier.py that judges; "" for none
-            "classifier_workdir": "",  # where such a run is; "" trains it
-        }
-    )
+    config.evaluation = generating.evaluation_config()
     return common.with_settings(config, PRESETS[preset].settings)
 
 
 def check(config: ConfigDict) -> None:
     """UserError where a value makes no sense."""
     checks.check_data(config)
-    checks.at_least(
-        config, 1, "model.rank", "sampling.num", "evaluation.num_samples", "evaluation.batch_size"
-    )
+    checks.at_least(config, 1, "model.rank", "sampling.num")
+    generating.check_evaluation(config)
 
 
 def rows_of(image: Array) -> Array:
@@ -176,15 +167,6 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         pictures.save_image_grid(rebuilt, np.concatenate([real, again]), columns=8, scale=scale)
         return [samples, components, rebuilt]
 
-    needs = {}
-    if config.evaluation.classifier:
-        needs["classifier"] = classifier_need(
-            config.evaluation.classifier,
-            workdir=config.evaluation.classifier_workdir,
-            source=config.data.source,
-            mesh=mesh,
-        )
-
     def evaluate(state: TrainState, needed: Mapping[str, TrainState]) -> Scores:
         pca = fit(state.params)
         values = common.mean_values(validation(pca))
@@ -197,14 +179,10 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
                 1 - values["loss"] / values["variance"], "share of held-out variance", len(test), True
             ),
         }
-        if "classifier" not in needed:
-            return scores
-        num, batch_size = config.evaluation.num_samples, config.evaluation.batch_size
-        images = np.asarray(draw(pca, jax.random.key(config.seed + 1), num))
-        judge = ImageJudge(
-            needed["classifier"], config.evaluation.classifier, train, test, mesh, batch_size=batch_size
-        )
-        return {**scores, **judge.scores(images)}
+        if judge := judge_of(config.evaluation, needed, train, test, mesh):
+            images = draw(pca, jax.random.key(config.seed + 1), config.evaluation.num_samples)
+            scores.update(judge.scores(np.asarray(images)))
+        return scores
 
     return Experiment(
         system=system,
@@ -215,5 +193,5 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         write_samples=write_samples,
         data_fingerprints={"train": train.fingerprint, "test": test.fingerprint},
         seed=config.seed,
-        needs=needs,
+        needs=generating.judge_needs(config, train, test, mesh),
     )

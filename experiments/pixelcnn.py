@@ -18,9 +18,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import classifier, common
+from experiments import common
 from experiments.common import Preset, checks, generating
-from experiments.common.judging import ImageJudge
+from experiments.common.judging import judge_of
 from jaxgen import data, systems
 from jaxgen.models.pixelcnn import PixelCNN, Variant, cached_functions
 from jaxgen.objectives import pixelcnn as objective
@@ -112,12 +112,11 @@ PRESETS = {
 }
 FIELD_CHECKS = {
     **common.FIELD_CHECKS,
+    **generating.FIELD_CHECKS,
     "model.variant": ("plusplus", {}),
     "model.likelihood": ("logistic_mixture", {}),
     "model.num_mixtures": (3, {"model.likelihood": "logistic_mixture"}),
     "model.dropout": (0.5, {}),
-    "evaluation.classifier": ("digits", {}),
-    "evaluation.classifier_workdir": ("runs/classifier", {}),
 }
 # What is published for a data set: bits/dim, or nats for binary images, and where.
 _BITS_PER_DIM = {"cifar10": (2.92, "Salimans et al. 2017, table 1")}
@@ -162,7 +161,7 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             "model.likelihood=bernoulli is for binary images: set data.binarise, or take another."
         )
-    generating.check_evaluation(config, tuple(classifier.PRESETS))
+    generating.check_evaluation(config)
 
 
 def binarised(source: data.Source) -> data.Source:
@@ -276,9 +275,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     def evaluate(state: TrainState, needed: Mapping[str, TrainState]) -> Scores:
         params = state.sampling_params
         scores = dict(likelihood_scores(params))
-        if "classifier" in needed:
-            preset, batch_size = config.evaluation.classifier, config.evaluation.batch_size
-            judge = ImageJudge(needed["classifier"], preset, train, test, mesh, batch_size=batch_size)
+        if judge := judge_of(config.evaluation, needed, train, test, mesh):
             scores.update(generating.sample_scores(sample, params, judge, config, mesh))
         return scores
 
@@ -291,5 +288,5 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         write_samples=write_samples,
         data_fingerprints={"train": train.fingerprint, "test": test.fingerprint},
         seed=config.seed,
-        needs=generating.classifier_needs(config, train, test, mesh),
+        needs=generating.judge_needs(config, train, test, mesh),
     )

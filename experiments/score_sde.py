@@ -2,8 +2,9 @@
 
   python -m jaxgen.run --config=experiments/score_sde.py:digits --workdir=runs/score_sde_digits
 
-Read denoising, objectives/continuous_time, samplers/sde, samplers/ode and this file, in that order. `PRESETS`
-says what each preset needs and reaches.
+With sde.name=edm the same U-Net is trained as Karras et al. 2022 do, preconditioned and told sigma. Read
+denoising, objectives/continuous_time, samplers/sde, samplers/ode and this file, in that order. `PRESETS` says
+what each preset needs and reaches.
 """
 
 from __future__ import annotations
@@ -17,15 +18,22 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import classifier, common
+from experiments import common
 from experiments.common import Preset, checks, generating
-from experiments.common.judging import ImageJudge
+from experiments.common.judging import judge_of
 from experiments.common.unets import make_unet
 from jaxgen import denoising, pictures, systems
 from jaxgen.models.unet import UNet
 from jaxgen.objectives import continuous_time
 from jaxgen.samplers.chain import run_chain_with_history
-from jaxgen.samplers.ode import bits_per_dim, flow_log_density, heun_chain, karras_sigmas, rademacher_probes
+from jaxgen.samplers.ode import (
+    bits_per_dim,
+    dpm_solver_2m_chain,
+    flow_log_density,
+    heun_chain,
+    karras_sigmas,
+    rademacher_probes,
+)
 from jaxgen.samplers.sde import reverse_sde_chain
 from jaxgen.types import (
     Array,
@@ -33,6 +41,7 @@ from jaxgen.types import (
     Chain,
     Experiment,
     Key,
+    LossFn,
     Mean,
     Metrics,
     PyTree,
@@ -71,6 +80,12 @@ PRESETS = {
     ),
     "digits": Preset("2 CPU cores", 10, "not recorded yet", {}),
     "digits_ve": Preset("2 CPU cores", 10, "not recorded yet", {"sde.name": "ve"}),
+    "digits_edm": Preset(
+        "2 CPU cores",
+        10,
+        "not recorded yet",
+        {"sde.name": "edm", "sampling.method": "ode", "sampling.num_steps": 18},
+    ),
     "cifar10": Preset(
         "1 GPU of 80 GB",
         5000,
@@ -103,9 +118,11 @@ PRESETS = {
         },
     ),
 }
-SDES = ("vp", "sub_vp", "ve")
+SDES = ("vp", "sub_vp", "ve", "edm")
+SIGMA_DATA = 0.5  # what the network takes for the data's standard deviation (Karras et al. 2022, table 1)
 FIELD_CHECKS = {
     **common.FIELD_CHECKS,
+    **generating.FIELD_CHECKS,
     "model.channel_multipliers": ((1, 2), {}),
     "model.attention_resolutions": ((8,), {}),
     "model.head_dim": (4, {}),
@@ -114,12 +131,12 @@ FIELD_CHECKS = {
     "sde.name": ("sub_vp", {}),
     "sde.sigma_min": (0.02, {"sde.name": "ve"}),
     "sde.sigma_max": (10.0, {"sde.name": "ve"}),
+    "sde.p_mean": (-0.5, {"sde.name": "edm"}),
+    "sde.p_std": (0.5, {"sde.name": "edm"}),
     "sde.weighting": ("likelihood", {}),
     "sampling.method": ("ode", {}),
     "sampling.corrector_steps": (1, {}),
     "sampling.snr": (0.1, {"sampling.corrector_steps": 1}),
-    "evaluation.classifier": ("digits", {}),
-    "evaluation.classifier_workdir": ("runs/classifier", {}),
 }
 
 
@@ -145,18 +162,21 @@ def get_config(preset: str) -> ConfigDict:
     )
     config.sde = ConfigDict(
         {
-            "name": "vp",  # vp, sub_vp, ve
+            "name": "vp",  # vp, sub_vp, ve, edm
             "beta_min": 0.1,  # vp, sub_vp
             "beta_max": 20.0,
-            "sigma_min": 0.01,  # ve
+            "sigma_min": 0.01,  # ve, edm
             "sigma_max": 20.0,
-            "weighting": "simple",  # simple, likelihood
+            "p_mean": -1.2,  # edm: of the logarithm of sigma in training
+            "p_std": 1.2,
+            "weighting": "simple",  # simple, likelihood; edm has its own
             "t_min": 1e-3,  # training and sampling end there
         }
     )
     config.sampling = ConfigDict(
         {
-            "method": "sde",  # sde: reverse-time with predictor and correctors; ode: Heun's method
+            # sde: reverse-time with predictor and correctors; ode: Heun's method; dpm: DPM-Solver++(2M)
+            "method": "sde",
             "num_steps": 100,
             "corrector_steps": 0,  # sde
             "snr": 0.16,  # sde, correctors
@@ -174,7 +194,8 @@ def check(config: ConfigDict) -> None:
     checks.check_unet(config)
     checks.one_of(config, SDES, "sde.name")
     checks.one_of(config, get_args(continuous_time.Weighting), "sde.weighting")
-    checks.one_of(config, ("sde", "ode"), "sampling.method")
+    checks.one_of(config, ("sde", "ode", "dpm"), "sampling.method")
+    checks.above(config, 0.0, "sde.p_std")
     checks.at_least(
         config, 1, "sampling.num", "likelihood.num_steps", "likelihood.num_probes", "likelihood.num"
     )
@@ -183,12 +204,12 @@ def check(config: ConfigDict) -> None:
     if not config.sampling.snr > 0.0 or not 0.0 < config.sde.t_min < 1.0:
         raise UserError("sampling.snr must be positive and sde.t_min between 0 and 1.")
     make_sde(config.sde)
-    generating.check_evaluation(config, tuple(classifier.PRESETS))
+    generating.check_evaluation(config)
 
 
 def make_sde(config: ConfigDict) -> denoising.Sde:
-    """The SDE that config.sde describes."""
-    if config.name == "ve":
+    """The SDE that config.sde describes; EDM's time is sigma, of which any parametrisation will do."""
+    if config.name in ("ve", "edm"):
         return denoising.ve_sde(config.sigma_min, config.sigma_max)
     make = denoising.vp_sde if config.name == "vp" else denoising.sub_vp_sde
     return make(config.beta_min, config.beta_max)
@@ -198,8 +219,8 @@ def make_eps(model: UNet, sde: denoising.Sde) -> Callable[[PyTree, Array, Array,
     """(params, x_t, t, dropout key or None) -> the noise in x_t."""
 
     def eps(params: PyTree, x_t: Array, t: Array, key: Key | None) -> Array:
-        # The network sees x_t scaled to unit variance, were the data's deviation 1/2.
-        variance = jnp.square(0.5 * sde.scale(t)) + jnp.square(sde.std(t))
+        # The network sees x_t scaled to unit variance, were the data's deviation this.
+        variance = jnp.square(SIGMA_DATA * sde.scale(t)) + jnp.square(sde.std(t))
         x = denoising.over(jax.lax.rsqrt(variance), x_t) * x_t
         rngs = None if key is None else {"dropout": key}
         out = model.apply({"params": params}, x, 999.0 * t, train=key is not None, rngs=rngs)
@@ -208,11 +229,55 @@ def make_eps(model: UNet, sde: denoising.Sde) -> Callable[[PyTree, Array, Array,
     return eps
 
 
+# (params, x, sigma, dropout key or None) -> E[x0 | x].
+Denoise = Callable[[PyTree, Array, Array, Key | None], Array]
+
+
+def make_denoise(config: ConfigDict, model: UNet) -> Denoise:
+    """The network as a denoiser, of the kind that config.sde describes."""
+    sde = make_sde(config)
+    eps = make_eps(model, sde)
+
+    def denoise(params: PyTree, x: Array, sigma: Array, key: Key | None) -> Array:
+        if config.name != "edm":
+            return denoising.denoiser_from_sde_eps(lambda x, t: eps(params, x, t, key), sde)(x, sigma)
+        rngs = None if key is None else {"dropout": key}
+
+        def network(x: Array, noise: Array) -> Array:
+            # The embedding of times is made for steps: between two levels there should be several.
+            out = model.apply({"params": params}, x, 250.0 * noise, train=key is not None, rngs=rngs)
+            return cast(Array, out)
+
+        return denoising.preconditioned_denoiser(network, SIGMA_DATA)(x, sigma)
+
+    return denoise
+
+
 def denoiser(config: ConfigDict, params: PyTree) -> denoising.Denoiser:
     """What a run of this config has trained, as a denoiser."""
+    model = make_unet(config.model, out_channels=params["conv_out"]["bias"].shape[0])
+    denoise = make_denoise(config.sde, model)
+    return lambda x, sigma: denoise(params, x, sigma, None)
+
+
+def make_loss(config: ConfigDict, model: UNet) -> LossFn:
+    """The training loss that config.sde describes."""
+    if config.name == "edm":
+        return continuous_time.make_edm_loss(
+            make_denoise(config, model), sigma_data=SIGMA_DATA, p_mean=config.p_mean, p_std=config.p_std
+        )
+    sde = make_sde(config)
+    return continuous_time.make_sde_loss(
+        make_eps(model, sde), sde, weighting=config.weighting, t_min=config.t_min
+    )
+
+
+def noise_range(config: ConfigDict) -> tuple[float, float]:
+    """The least and the greatest noise that a run of this config is trained for."""
     sde = make_sde(config.sde)
-    eps = make_eps(make_unet(config.model, out_channels=params["conv_out"]["bias"].shape[0]), sde)
-    return denoising.denoiser_from_sde_eps(lambda x, t: eps(params, x, t, None), sde)
+    times = jnp.asarray([config.sde.t_min, 1.0])
+    least, greatest = (float(sigma) for sigma in np.asarray(sde.std(times) / sde.scale(times)))
+    return least, greatest
 
 
 def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
@@ -223,13 +288,12 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     checks.check_unet_fits(config.model, shape)
     sde, t_min = make_sde(config.sde), config.sde.t_min
     model = make_unet(config.model, out_channels=shape[-1])
-    eps = make_eps(model, sde)
 
     def init(key: Key, batch: Batch) -> tuple[PyTree, PyTree]:
         image = batch["image"]
         return model.init(key, image, jnp.zeros(image.shape[0]), train=False)["params"], {}
 
-    loss = continuous_time.make_sde_loss(eps, sde, weighting=config.sde.weighting, t_min=t_min)
+    loss = make_loss(config.sde, model)
     system = systems.gradient_system(
         init,
         loss,
@@ -243,18 +307,16 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
 
     # ---- sampling
 
-    times = jnp.asarray([t_min, 1.0])
-    sigma_min, sigma_max = (float(s) for s in np.asarray(sde.std(times) / sde.scale(times)))
-
-    def denoiser_of(params: PyTree) -> denoising.Denoiser:
-        return denoising.denoiser_from_sde_eps(lambda x, t: eps(params, x, t, None), sde)
+    sigma_min, sigma_max = noise_range(config)
 
     def chain_of(params: PyTree) -> Chain:
         sampling = config.sampling
-        if sampling.method == "ode":
-            return heun_chain(denoiser_of(params), karras_sigmas(sampling.num_steps, sigma_min, sigma_max))
+        if sampling.method != "sde":
+            solver = heun_chain if sampling.method == "ode" else dpm_solver_2m_chain
+            sigmas = karras_sigmas(sampling.num_steps, sigma_min, sigma_max)
+            return solver(denoiser(config, params), sigmas)
         return reverse_sde_chain(
-            denoiser_of(params),
+            denoiser(config, params),
             sde,
             num_steps=sampling.num_steps,
             t_end=t_min,
@@ -289,9 +351,9 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         probes = rademacher_probes(
             jax.random.split(probe_key, image.shape[0]), config.likelihood.num_probes, image.shape[1:]
         )
-        prior_std = None if config.sde.name == "ve" else float(np.sqrt(1.0 + sigma_max**2))
+        prior_std = float(np.sqrt(1.0 + sigma_max**2)) if config.sde.name in ("vp", "sub_vp") else None
         log_density, _ = flow_log_density(
-            denoiser_of(params),
+            denoiser(config, params),
             x,
             sigma_min=sigma_min,
             sigma_max=sigma_max,
@@ -323,9 +385,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
                 float(bits(params)["bits_per_dim"].value), "bits/dim, probability-flow ODE", num, False
             ),
         }
-        if "classifier" in needed:
-            preset = config.evaluation.classifier
-            judge = ImageJudge(needed["classifier"], preset, train, test, mesh, batch_size=batch_size)
+        if judge := judge_of(config.evaluation, needed, train, test, mesh):
             scores.update(generating.sample_scores(sample, params, judge, config, mesh))
         return scores
 
@@ -338,5 +398,5 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         write_samples=write_samples,
         data_fingerprints={"train": train.fingerprint, "test": test.fingerprint},
         seed=config.seed,
-        needs=generating.classifier_needs(config, train, test, mesh),
+        needs=generating.judge_needs(config, train, test, mesh),
     )

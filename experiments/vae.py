@@ -24,10 +24,10 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from scipy.stats import norm
 
-from experiments import classifier, common
+from experiments import common
 from experiments.autoencoder import check_network, make_decoder, make_encoder, network_fields
 from experiments.common import Preset, checks, generating
-from experiments.common.judging import ImageJudge
+from experiments.common.judging import judge_of
 from experiments.pixelcnn import binarised
 from jaxgen import data, pictures, systems
 from jaxgen.models.autoencoder import Mlp
@@ -139,6 +139,7 @@ PRESETS = {
 }
 FIELD_CHECKS = {
     **common.FIELD_CHECKS,
+    **generating.FIELD_CHECKS,
     "data.binarise": ("fixed", {}),
     "model.network": ("conv", {}),
     "model.widths": ((6, 5), {}),
@@ -147,8 +148,6 @@ FIELD_CHECKS = {
     "model.std": (0.25, {"model.likelihood": "gaussian"}),
     "model.second_widths": ((5,), {"model.second_size": 3}),
     "objective.bound": ("iwae", {}),
-    "evaluation.classifier": ("digits", {}),
-    "evaluation.classifier_workdir": ("runs/classifier", {}),
 }
 # (bound, samples a step, layers) on binary MNIST: nats, and where.
 _PUBLISHED = {
@@ -224,7 +223,7 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             "model.likelihood=bernoulli is for binary images: set data.binarise, or take another."
         )
-    generating.check_evaluation(config, tuple(classifier.PRESETS))
+    generating.check_evaluation(config)
 
 
 def make_likelihood(config: ConfigDict, channels: int, num_levels: int) -> objective.Likelihood:
@@ -430,13 +429,11 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     def evaluate(state: TrainState, needed: Mapping[str, TrainState]) -> Scores:
         params = state.sampling_params
         scores = dict(likelihood_scores(params))
-        if "classifier" in needed:
-            # Drawn pixels are black or white where the data are; means are as grey as the data were.
-            preset, batch_size = config.evaluation.classifier, config.evaluation.batch_size
-            sides = (grey_train, grey_test)
-            if config.sampling.draw and config.data.binarise:
-                sides = (binarised(grey_train), test)
-            judge = ImageJudge(needed["classifier"], preset, *sides, mesh, batch_size=batch_size)
+        # Drawn pixels are black or white where the data are; means are as grey as the data were.
+        sides = (grey_train, grey_test)
+        if config.sampling.draw and config.data.binarise:
+            sides = (binarised(grey_train), test)
+        if judge := judge_of(config.evaluation, needed, *sides, mesh):
             scores.update(generating.sample_scores(sample, params, judge, config, mesh))
         return scores
 
@@ -449,7 +446,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         write_samples=write_samples,
         data_fingerprints={"train": train.fingerprint, "test": test.fingerprint},
         seed=config.seed,
-        needs=generating.classifier_needs(config, train, test, mesh),
+        needs=generating.judge_needs(config, train, test, mesh),
     )
 
 

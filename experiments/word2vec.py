@@ -62,7 +62,18 @@ PRESETS = {
         },
     ),
     "pydocs": Preset("2 CPU cores", 0.5, "neighbours of `list`: `tuple`, `sequence`, `dictionary`", {}),
-    "file": Preset("2 CPU cores", 5, "depends on the text", {"data.source": "file", "train.epochs": 5.0}),
+    "file": Preset(
+        "2 CPU cores",
+        5,
+        "depends on the text",
+        {
+            "data.source": "file",
+            "train.epochs": 5.0,
+            "train.log_every": 10,
+            "train.validate_every": 100,
+            "train.checkpoint_every": 1000,
+        },
+    ),
     "wiki": Preset(
         "2 CPU cores",
         2,
@@ -80,6 +91,24 @@ PRESETS = {
             "train.checkpoint_every": 100,
         },
     ),
+    "large": Preset(
+        "1 GPU",
+        600,
+        "depends on the text",
+        {
+            "data.source": "file",
+            "data.min_count": 5,
+            "data.max_size": 1_000_000,
+            "data.stretch": 8192,
+            "data.num_streams": 256,
+            "data.subsample": 1e-5,
+            "model.dim": 300,
+            "train.epochs": 3.0,
+            "train.log_every": 10,
+            "train.validate_every": 100,
+            "train.checkpoint_every": 100,
+        },
+    ),
 }
 FIELD_CHECKS = {
     **word_vectors.FIELD_CHECKS,
@@ -87,6 +116,8 @@ FIELD_CHECKS = {
     "model.architecture": ("cbow", {}),
     "model.context": ("sum", {"model.architecture": "cbow"}),
     "objective.loss": ("softmax", {}),
+    "objective.shared_negatives": (8, {}),
+    "objective.sharing": (2, {}),
     "train.best_metric": ("loss", {}),
 }
 
@@ -116,7 +147,8 @@ def get_config(preset: str) -> ConfigDict:
         {
             "loss": "negative_sampling",  # negative_sampling, hierarchical_softmax, softmax
             "negatives": 5,  # of a pair
-            "shared_negatives": 16,  # that a piece draws, weighted to stand for those of its pairs
+            "shared_negatives": 16,  # that pieces draw together, weighted to stand for those of all pairs
+            "sharing": 4,  # pieces of an update that share their negatives
             "ns_exponent": 0.75,
         }
     )
@@ -134,13 +166,22 @@ def check(config: ConfigDict) -> None:
     """UserError where a value makes no sense, or would train nothing."""
     checks.at_least(config, 0, "seed", "data.subsample", "train.last_learning_rate")
     checks.at_least(config, 1, "data.min_count", "data.max_size", "data.num_streams", "data.stretch")
-    checks.at_least(config, 1, "data.piece", "model.dim", "model.window", "objective.shared_negatives")
+    checks.at_least(config, 1, "data.piece", "model.dim", "model.window")
+    checks.at_least(config, 1, "objective.shared_negatives", "objective.sharing")
     checks.one_of(config, word_vectors.SOURCES, "data.source")
     checks.one_of(config, ARCHITECTURES, "model.architecture")
     checks.one_of(config, get_args(objective.ContextKind), "model.context")
     checks.one_of(config, LOSSES, "objective.loss")
     for field in ("train.epochs", "train.learning_rate"):
         checks.above(config, 0, field)
+    for name, value in (
+        ("data.num_streams", config.data.num_streams),
+        ("objective.shared_negatives", config.objective.shared_negatives),
+    ):
+        if value % config.objective.sharing:
+            raise UserError(
+                f"objective.sharing={config.objective.sharing} must divide {name}={value}: change either."
+            )
     if config.objective.loss == "negative_sampling" and config.objective.negatives < 1:
         raise UserError(
             f"objective.negatives={config.objective.negatives} trains nothing: without negatives all vectors "
@@ -164,7 +205,8 @@ def make_update(config: ConfigDict, counts: np.ndarray) -> tuple[Any, Any]:
     def loss_of_rows(rows: Mapping[str, Array], inside: Array, words: Mapping[str, Array]) -> Array:
         """The sum over the pieces `[B]` that are looked at together."""
         if loss_name == "negative_sampling":
-            parts = (inside, rows["centre"], rows["around"], rows["negatives"], negatives)
+            shared = rows["negatives"].reshape(-1, config.objective.shared_negatives, dim)
+            parts = (inside, rows["centre"], rows["around"], shared, negatives)
             if skip_gram:
                 return objective.skip_gram_piece_loss(*parts).sum()
             return objective.cbow_piece_loss(*parts, config.model.context).sum()
@@ -242,7 +284,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         window=config.model.window,
         subsample=config.data.subsample,
         noise=objective.noise_distribution(vocabulary.counts, config.objective.ns_exponent),
-        negatives=config.objective.shared_negatives,
+        negatives=config.objective.shared_negatives // config.objective.sharing,
         rates=(config.train.learning_rate, config.train.last_learning_rate),
         epochs=config.train.epochs,
         seed=config.seed,

@@ -23,7 +23,7 @@ from jaxgen.types import Experiment, Need, Scores, TrainState, UserError
 # Modes evaluate and sample may be given other values of these groups than the run was trained with.
 _FREE_GROUPS = ("sampling.", "evaluation.")
 # Fields that runs from before they existed lack, and what those did.
-_SINCE_ADDED = {"num_seeds": 1, "sweep": ""}
+_SINCE_ADDED = {"num_seeds": 1, "sweep": "", "evaluation.inception": ""}
 
 
 class Session:
@@ -242,9 +242,8 @@ def _check_same_config(
     file, _, _ = source.partition(":")
     if Path(run["experiment"]).stem != Path(file).stem:
         raise UserError(f"{workdir} holds a run of {run['experiment']}; use another --workdir for {file}.")
-    saved, given = (
-        {**_SINCE_ADDED, **recorded.flatten(fields)} for fields in (run["config"], files.plain(config))
-    )
+    saved, given = (recorded.flatten(fields) for fields in (run["config"], files.plain(config)))
+    saved = {**{name: value for name, value in _SINCE_ADDED.items() if name in given}, **saved}
     different = sorted(
         name
         for name in saved.keys() | given.keys()

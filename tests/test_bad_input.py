@@ -93,7 +93,10 @@ def refused(own_caches, tmp_path, capsys):
             ["--config=experiments/dppm.py:smoke"],
             "unknown experiment file 'experiments/dppm.py': did you mean 'experiments/ddpm.py'?",
         ),
-        (["--config=ddpm:smoke"], "unknown experiment file 'ddpm': choose one of experiments/classifier.py,"),
+        (
+            ["--config=ddpm:smoke"],
+            "unknown experiment file 'ddpm': choose one of experiments/autoencoder.py,",
+        ),
         (["--config="], "unknown experiment file ''"),
         (["--config=experiments:smoke"], "unknown experiment file 'experiments'"),
         (["--config=README.md:smoke"], "README.md cannot be loaded: ImportError: it is not a Python file."),
@@ -214,11 +217,12 @@ VALUES = [
     (DDPM, "sampling.guidance=2 diffusion.conditional=true", "and diffusion.label_dropout: leave it at 1."),
     (DDPM, "sampling.guidance=-1", "sampling.guidance must be at least 0, not -1.0."),
     (DDPM, "sampling.num=0", "sampling.num must be at least 1, not 0."),
-    (DDPM, "evaluation.num_samples=1", "evaluation.num_samples must be at least 2, not 1."),
+    (DDPM, "evaluation.num_samples=1", "evaluation.num_samples must be at least 4, not 1."),
     (DDPM, "evaluation.num_likelihood=0", "evaluation.num_likelihood must be at least 1, not 0."),
     (DDPM, "evaluation.batch_size=0", "evaluation.batch_size must be at least 1, not 0."),
     (DDPM, "evaluation.classifier=digit", "unknown evaluation.classifier 'digit': did you mean 'digits'?"),
     (DDPM, "evaluation.classifier_workdir=/nowhere", "/nowhere holds no run (no config.json in it)."),
+    (DDPM, "evaluation.inception=/nowhere", "The weights of InceptionV3 cannot be read from /nowhere"),
 ]
 
 
@@ -259,7 +263,7 @@ _LABELS = np.arange(40, dtype=np.int32) % 10
         (
             DDPM,
             _npz(image=_PIXELS, label=_LABELS, test_image=_PIXELS[:1], test_label=_LABELS[:1]),
-            "evaluation.classifier needs at least 2 images to train and 2 to test on, and npz:",
+            "evaluation.classifier needs at least 4 images to train and 4 to test on, and npz:",
         ),
         (
             DDPM,
@@ -299,6 +303,116 @@ def test_npz(refused, tmp_path, config, write, says):
 def test_data_sources(refused, tmp_path, source, says):
     source = source.format(root=ROOT, tmp=tmp_path)
     text = refused(DDPM, f"--workdir={tmp_path}/run", f"--config.data.source={source}")
+    assert says in text
+
+
+# ---- the other experiments, with files of the user's: {tmp} is an empty folder but for what FILES puts there
+
+_VECTORS = b"2 2\ncat 0.5 1\ndog 1 -1\n"
+FILES = {
+    "empty.txt": b"",
+    "latin1.txt": "caf\u00e9 au lait\n".encode("latin-1"),
+    "short.txt": b"one two three\n",
+    "one.txt": b"a\nb\n",
+    "two.txt": b"c\n",
+    "no_tab.tsv": b"hello\tbonjour\nbye\n",
+    "good.vec": _VECTORS,
+    "cut.vec": _VECTORS[:-6],
+    "cut.bin": b"2 2\ncat \0\0\0\0",
+    "liar.vec": b"900000000 300\ncat 1 2\n",
+    "wide.vec": b"1 2\ncat 1 2 3\n",
+    "twice.vec": b"2 2\ncat 1 2\ncat 3 4\n",
+    "nan.vec": b"1 2\ncat nan 2\n",
+    "head.vec": b"two 2\ncat 1 2\n",
+    "pairs.tsv": b"cat\tanimal\n",
+    "wide.tsv": b"cat\tanimal\tyes\tmaybe\n",
+    "captions/captions.tsv": b"gone.png\ta small 3\n",
+    "tabless/captions.tsv": b"gone.png a small 3\n",
+    "blank/captions.tsv": b"\n\n",
+    "foreign/config.json": b'{"experiment": "experiments/nothing.py", "preset": "x", "config": {}}',
+    "damaged/config.json": b"{",
+    "words/config.json": b'{"experiment": "experiments/word2vec.py", "preset": "smoke", "config": {}}',
+    "later/config.json": b'{"experiment": "experiments/ddpm.py", "preset": "smoke", "config": {"new": 1}}',
+}
+
+OTHERS = [
+    ("gan", "gan.game=hinje", "unknown gan.game 'hinje': did you mean 'hinge'?"),
+    ("gan", "gan.num_critic=0", "gan.num_critic must be at least 1, not 0."),
+    ("gan", "model.kind=resent", "unknown model.kind 'resent': did you mean 'resnet'?"),
+    ("gan", "optim.discriminator_rate=0", "optim.discriminator_rate must be above 0, not 0.0."),
+    ("vae", "objective.bound=iwaee", "unknown objective.bound 'iwaee': did you mean 'iwae'?"),
+    ("vae", "model.latent_size=0", "model.latent_size must be at least 1, not 0."),
+    ("vae", "data.binarise=dynamik", "unknown data.binarise 'dynamik': did you mean 'dynamic'?"),
+    ("autoencoder", "objective.sparsity_target=1", "objective.sparsity_target must be in [0, 1), not 1.0."),
+    ("autoencoder", "model.code_size=0", "model.code_size must be at least 1, not 0."),
+    ("dae", "noise.sigma=0", "noise.sigma must be above 0.0, not 0.0."),
+    ("dae", "model.depth=1", "model.depth must be at least 2, not 1."),
+    ("semisupervised", "data.num_labels=7", "data.num_labels=7 is not a multiple of the 10 classes."),
+    ("semisupervised", "model.hidden=", "model.hidden must have a width for each hidden layer"),
+    ("naive_bayes", "model.variance_floor=0", "model.variance_floor must be above 0, not 0.0."),
+    ("hmm", "em.num_starts=0", "em.num_starts must be at least 1, not 0."),
+    ("hmm", "model.num_states=0", "model.num_states must be at least 1, not 0."),
+    ("scene_reader", "model.widths=0", "model.widths must be at least 1, not 0."),
+    ("text_to_image", "evaluation.reader=smok", "unknown evaluation.reader 'smok': did you mean 'smoke'?"),
+    ("text_to_image", "sampling.num_steps=9", "sampling.num_steps must be in [1, 8], not 9."),
+    ("text_to_image", "data.source=folder:{tmp}/nothing", "captions.tsv cannot be read"),
+    ("text_to_image", "data.source=folder:{tmp}/captions", "gone.png is missing, and line 1 of"),
+    ("text_to_image", "data.source=folder:{tmp}/tabless", "has no tab between file and caption"),
+    (
+        "text_to_image",
+        "data.source=folder:{tmp}/blank",
+        "captions.tsv is empty: write a line FILE<tab>CAPTION",
+    ),
+    ("word2vec", "model.window=0", "model.window must be at least 1, not 0."),
+    ("word2vec", "objective.loss=softmx", "unknown objective.loss 'softmx': did you mean 'softmax'?"),
+    ("word2vec", "data.source=file", "data.source=file needs the name of the text: --config.data.path=FILE."),
+    ("word2vec", "data.source=file data.path={tmp}/none.txt", "none.txt cannot be read: No such file"),
+    ("word2vec", "data.source=file data.path={tmp}/latin1.txt", "latin1.txt is not UTF-8 text"),
+    ("word2vec", "data.source=file data.path={tmp}/empty.txt", "has no words; give a text file."),
+    ("word2vec", "data.source=wiki", "The text wiki is not at"),
+    ("cooccurrence", "model.matrix=ppmi2", "unknown model.matrix 'ppmi2': did you mean 'ppmi'?"),
+    ("cooccurrence", "data.source=file data.path={tmp}", "is no text file."),
+    ("hypernyms", "data.source=planed", "data.source=planed is none of planted, zh,"),
+    ("hypernyms", "data.source=pairs:{tmp}/pairs.tsv,{tmp}/none.vec", "there is no file"),
+    ("hypernyms", "data.source=pairs:{tmp}/pairs.tsv,{tmp}/cut.vec", "cut.vec"),
+    ("hypernyms", "data.source=pairs:{tmp}/pairs.tsv,{tmp}/cut.bin", "cut.bin"),
+    ("hypernyms", "data.source=pairs:{tmp}/pairs.tsv,{tmp}/liar.vec", "liar.vec"),
+    ("hypernyms", "data.source=pairs:{tmp}/pairs.tsv,{tmp}/wide.vec", "wide.vec"),
+    ("hypernyms", "data.source=pairs:{tmp}/pairs.tsv,{tmp}/twice.vec", "twice.vec"),
+    ("hypernyms", "data.source=pairs:{tmp}/pairs.tsv,{tmp}/nan.vec", "nan.vec"),
+    ("hypernyms", "data.source=pairs:{tmp}/pairs.tsv,{tmp}/head.vec", "head.vec"),
+    ("hypernyms", "data.source=pairs:{tmp}/pairs.tsv,{tmp}/good.vec", "has vectors for both words"),
+    ("hypernyms", "data.source=pairs:{tmp}/wide.tsv,{tmp}/good.vec", "wide.tsv is no file of pairs"),
+    ("hypernyms", "data.source=pairs:{tmp}/none.tsv,{tmp}/good.vec", "none.tsv cannot be read as UTF-8"),
+    ("language_model", "data.source=text:{tmp}/none.txt", "there is no file"),
+    ("language_model", "data.source=text:{tmp}/empty.txt", "empty.txt is empty."),
+    ("language_model", "data.source=text:{tmp}/latin1.txt", "latin1.txt is not UTF-8 text: byte 3"),
+    ("language_model", "model.kind=gruu", "unknown model.kind 'gruu': did you mean 'gru'?"),
+    ("translation", "data.source=lines:{tmp}/one.txt,{tmp}/two.txt", "one.txt has 2 lines but"),
+    ("translation", "data.source=tsv:{tmp}/no_tab.tsv", "line 2, has no tab: each line must be source TAB"),
+    ("translation", "data.source=tsv:{tmp}/empty.txt", "empty.txt is empty."),
+    ("translation", "data.source=datse", "unknown pairs 'datse': did you mean 'dates'?"),
+    ("restoration", "denoiser={tmp}/nothing", "nothing holds no run: "),
+    ("restoration", "denoiser={tmp}/damaged", "config.json is damaged: it says no experiment, preset and"),
+    ("restoration", "denoiser={tmp}/foreign", "which is none of these experiments."),
+    ("restoration", "denoiser={tmp}/words", "which gives no denoiser: take one of ddpm,"),
+    ("restoration", "denoiser={tmp}/later", "does not fit ddpm:smoke as it is now"),
+    ("restoration", "restoration.noise=0", "restoration.noise must be positive, but it is 0.0."),
+    ("classifier", "num_seeds=0", "num_seeds must be at least 1, not 0."),
+    ("classifier", "sweep=optim.lr:1e-3", "needs two values or more, all different."),
+    ("classifier", "sweep=model.widths:1,2", "only a field that is a number can be swept."),
+    ("classifier", "sweep=train.num_steps:2,4", "A sweep cannot change a field of the group train"),
+    ("classifier", "sweep=model.hidden:8,16", "cannot be trained in one program"),
+]
+
+
+@pytest.mark.parametrize(("name", "overrides", "says"), OTHERS, ids=[f"{n} {o}" for n, o, _ in OTHERS])
+def test_other_experiments(refused, tmp_path, name, overrides, says):
+    for file, content in FILES.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(content)
+    changes = [f"--config.{each}" for each in overrides.format(tmp=tmp_path).split(" ")]
+    text = refused(f"--config=experiments/{name}.py:smoke", f"--workdir={tmp_path}/run", *changes)
     assert says in text
 
 

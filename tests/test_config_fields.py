@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from command import experiment_params, is_slow
+from inception_weights import write_blank_weights
 
 from experiments import common
+from experiments.common import judging
 from jaxgen import cli, loop, recorded, session, sharding
 
 NAMES = experiment_params()
@@ -56,7 +58,7 @@ class _Judge:
 
     def __init__(self, written, *args, **kwargs):
         self.written = written
-        written.append(f"judge {[arg for arg in args if isinstance(arg, str)]} {kwargs}")
+        written.append(f"judge {[arg.name for arg in args if isinstance(arg, judging.Eye)]} {kwargs}")
 
     def scores(self, samples):
         self.written.append(f"samples {samples.shape}")
@@ -64,7 +66,7 @@ class _Judge:
 
 
 @contextlib.contextmanager
-def _only_traced(module, written, monkeypatch):
+def _only_traced(written, monkeypatch):
     """Inside, what jax.jit and the judge are given is written down instead of computed.
 
     written: returns the list to write to at the time of the call
@@ -83,8 +85,7 @@ def _only_traced(module, written, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(jax, "jit", traced_only)
-        if hasattr(module, "ImageJudge"):
-            patch.setattr(module, "ImageJudge", lambda *a, **k: _Judge(written(), *a, **k))
+        patch.setattr(judging, "ImageJudge", lambda *a, **k: _Judge(written(), *a, **k))
         yield
 
 
@@ -110,7 +111,7 @@ class _Observed:
     @contextlib.contextmanager
     def _writing(self, part):
         self._written = self._parts[part] = []
-        with _only_traced(self._module, lambda: self._written, self._monkeypatch):
+        with _only_traced(lambda: self._written, self._monkeypatch):
             yield self._written
 
     def __getitem__(self, part):
@@ -173,7 +174,7 @@ def _other_value(value):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Other images of the digits' shape, other words, and a trained run."""
+    """Other images of the digits' shape, other words, a network's weights, and a trained run."""
     path = tmp_path_factory.mktemp("images")
     (path / "words.txt").write_text("The quick brown fox jumps over the lazy dog\n" * 40)
     (path / "text.txt").write_text("a rose is a rose is a rose\nno rose is a daisy\n" * 60)
@@ -184,6 +185,7 @@ def folder(tmp_path_factory):
         image=rng.integers(0, 256, (80, 8, 8, 1), dtype=np.uint8),
         label=np.arange(80, dtype=np.int32) % 10,
     )
+    write_blank_weights(path / "inception.safetensors")
     run = path / "denoiser_run"  # all that is read of it before it is needed
     run.mkdir()
     (run / "config.json").write_text('{"experiment": "experiments/ddpm.py", "preset": "smoke", "config": {}}')

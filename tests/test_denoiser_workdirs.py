@@ -41,12 +41,35 @@ def test_pixels_of_ncsn_are_turned_into_those_of_the_interface(monkeypatch):
     mean, var = 0.25, 0.01
     gaussian = lambda params, x, sigma: -(x - mean) / (var + sigma[:, None, None, None] ** 2)
     monkeypatch.setattr(ncsn, "make_score", lambda *network: gaussian)
-    x = np.random.default_rng(0).normal(size=(3, 2, 2, 1)).astype(np.float32)
-    sigma = np.array([0.1, 0.5, 2.0], np.float32)
-    found = ncsn.denoiser(ncsn.get_config("smoke"), {})(jnp.asarray(x), jnp.asarray(sigma))
-    square = sigma[:, None, None, None] ** 2
+    x = np.random.default_rng(0).normal(size=(4, 2, 2, 1)).astype(np.float32)
+    config = ncsn.get_config("smoke")
+    least, greatest = ncsn.noise_range(config)
+    # Three levels in pixels of [-1, 1], and a sigma between two of them, that is nearest to the second.
+    sigma = np.array([greatest, np.sqrt(least * greatest), least, 0.25], np.float32)
+    assert sigma[1] == pytest.approx(0.2828, abs=1e-4)
+    found = ncsn.denoiser(config, {})(jnp.asarray(x), jnp.asarray(sigma))
+    square = sigma[[0, 1, 2, 1], None, None, None] ** 2
     expected = (4 * var * x + square * (2 * mean - 1)) / (4 * var + square)
     np.testing.assert_allclose(found, expected, atol=3e-6)  # float32: sums of terms up to sigma^2
+
+
+def test_a_fresh_edm_network_is_the_denoiser_of_a_gaussian():
+    """Its last convolution begins at 0, so that what is left is c_skip x: that of N(0, 1/4)."""
+    module = importlib.import_module("experiments.score_sde")
+    config = module.get_config("smoke")
+    config.sde.name = "edm"
+    config.evaluation.classifier = ""
+    experiment = module.build(config, sharding.make_mesh())
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shapes = jax.eval_shape(experiment.system.init, key, experiment.train_batch(0)).params
+    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), shapes)
+    params["conv_out"] = jax.tree.map(jnp.zeros_like, params["conv_out"])
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 1)), jnp.float32)
+    sigma = jnp.array([0.01, 0.5, 5.0])
+    found = jax.jit(module.denoiser(config, params))(x, sigma)
+    expected = 0.25 / (0.25 + sigma[:, None, None, None] ** 2) * x
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert module.noise_range(config) == pytest.approx((0.01, 20.0), rel=0.01)
 
 
 def test_a_conditional_ddpm_without_dropout_of_labels_refuses():

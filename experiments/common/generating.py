@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from experiments import classifier
 from experiments.common import checks
-from experiments.common.judging import classifier_need, sample_images
+from experiments.common.judging import LEAST_IMAGES, classifier_need, sample_images
 from jaxgen import data, pictures
+from jaxgen.interop.inception import read_inception
 from jaxgen.samplers.chain import sample_in_batches
 from jaxgen.types import Array, Key, Metrics, Need, PyTree, Score, Scores, UserError
 
 # (params, key, sample numbers [B]) -> samples [B, H, W, C] in [-1, 1]; compiled.
 Sample = Callable[[PyTree, Key, Array], Array]
+# For tests/test_config_fields.py: the fields of `evaluation_config` that name something.
+FIELD_CHECKS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "evaluation.classifier": ("digits", {}),
+    "evaluation.classifier_workdir": ("runs/classifier", {}),
+    "evaluation.inception": ("{folder}/inception.safetensors", {}),
+}
 
 
 class Judge(Protocol):
@@ -35,32 +43,42 @@ def evaluation_config(**values: object) -> ConfigDict:
             "batch_size": 180,
             "classifier": "digits",  # the preset of experiments/classifier.py that judges; "" for none
             "classifier_workdir": "",  # where such a run is; "" trains it
+            "inception": "",  # the file with the weights of FID's InceptionV3, which then judges instead
             **values,
         }
     )
 
 
-def check_evaluation(config: ConfigDict, classifier_presets: tuple[str, ...]) -> None:
+def check_evaluation(config: ConfigDict) -> None:
     """UserError where a value of config.evaluation makes no sense."""
     checks.at_least(config, 1, "evaluation.batch_size")
-    checks.at_least(config, 2, "evaluation.num_samples")  # a covariance needs two
-    checks.one_of(config, ("", *classifier_presets), "evaluation.classifier")
+    checks.at_least(config, LEAST_IMAGES, "evaluation.num_samples")
+    checks.one_of(config, ("", *classifier.PRESETS), "evaluation.classifier")
+    if config.evaluation.inception:
+        read_inception(config.evaluation.inception)
 
 
-def classifier_needs(
+def judge_needs(
     config: ConfigDict, train: data.Source, test: data.Source, mesh: jax.sharding.Mesh
 ) -> dict[str, Need]:
-    """The classifier that config.evaluation asks for, by the name "classifier"; {} for none."""
-    if not config.evaluation.classifier:
+    """The classifier that config.evaluation asks for, as "classifier"; {} where it has not to judge."""
+    field = "evaluation." + ("inception" if config.evaluation.inception else "classifier")
+    if not (config.evaluation.inception or config.evaluation.classifier):
+        return {}
+    if min(len(train), len(test)) < LEAST_IMAGES:
+        raise UserError(
+            f"{field} needs at least {LEAST_IMAGES} images to train and {LEAST_IMAGES} to test on, and "
+            f"{train.name} has {len(train)} and {len(test)}."
+        )
+    if config.evaluation.inception:
+        channels = train.fields["image"].shape[-1]
+        if channels not in (1, 3):
+            raise UserError(f"{field} is for grey and RGB images, and {train.name} has {channels} channels.")
         return {}
     if train.num_classes is None:
         raise UserError(
-            f"evaluation.classifier needs labels, and {train.name} has none: set it to '' to go without."
-        )
-    if min(len(train), len(test)) < 2:
-        raise UserError(
-            f"evaluation.classifier needs at least 2 images to train and 2 to test on, and {train.name} has "
-            f"{len(train)} and {len(test)}."
+            f"evaluation.classifier needs labels, and {train.name} has none: set it to '' to go without, or "
+            "evaluation.inception to the weights of InceptionV3."
         )
     need = classifier_need(
         config.evaluation.classifier,
@@ -83,6 +101,8 @@ def sample_scores(
             config.evaluation.batch_size,
             progress=lambda done, _: bar.update(done - bar.n),
         )
+    if len(samples) != num:
+        raise ValueError(f"{num} samples were asked for, but {len(samples)} were drawn")
     return judge.scores(samples)
 
 

@@ -20,21 +20,10 @@ import numpy as np
 from experiments import text_to_image
 from experiments.common.trained_runs import read_run
 from experiments.figures import command
-from jaxgen import data, loop, sharding
+from experiments.figures.trained import restore
+from jaxgen import data, sharding
 from jaxgen.data.captioned_scenes import Scenes
-from jaxgen.types import Experiment, TrainState, UserError
-
-
-def restore(experiment: Experiment, workdir: Path, mesh: jax.sharding.Mesh) -> TrainState:
-    """The newest state of a run; UserError where there is none."""
-    checkpoints = loop.open_checkpoints(experiment, workdir)
-    try:
-        state = checkpoints.restore(loop.abstract_state(experiment, mesh))
-    finally:
-        checkpoints.close()
-    if state is None:
-        raise UserError(f"{workdir} holds no checkpoint yet: train it first.")
-    return state
+from jaxgen.types import TrainState, UserError
 
 
 def obeyed_shares(

@@ -199,7 +199,7 @@ def rademacher_probes(keys: Key, num_probes: int, shape: tuple[int, ...]) -> Arr
     return jnp.moveaxis(jax.vmap(draw)(keys), 0, 1)
 
 
-def flow_log_density(
+def flow_latent(
     denoiser: Denoiser,
     x: Array,
     *,
@@ -207,34 +207,26 @@ def flow_log_density(
     sigma_max: float,
     num_steps: int,
     probes: Array | None = None,
-    prior_std: float | None = None,
 ) -> tuple[Array, Array]:
-    """log p(x) in nats [B], and the latent [B, ...] that the probability-flow ODE carries x to.
+    """The latent [B, ...] that the probability-flow ODE carries x to, and log |d latent / d x| [B].
 
-    log p(x) = log N(latent; 0, prior_std^2 I) + integral of div F d(log sigma), where dx / d(log sigma) = F =
-    x - A(x, sigma) (Chen et al. 2018; Song et al. 2021, eq. 39 and appendix D.2), from sigma_min to sigma_max
-    in `num_steps` equal steps of the classical Runge-Kutta method: 4 num_steps calls of `denoiser`.
-    The paper's code uses an adaptive method of order 5; here the cost is known and the compiled loop fixed.
-
-    What is found is the density of the model's data smoothed with sigma_min.
+    dx / d(log sigma) = F = x - A(x, sigma), and the log of the volume grows by the integral of div F
+    (Chen et al. 2018; Song et al. 2021, eq. 39 and appendix D.2), from sigma_min to sigma_max in `num_steps`
+    equal steps of the classical Runge-Kutta method: 4 num_steps calls of `denoiser`. The paper's code uses an
+    adaptive method of order 5; here the cost is known and the compiled loop fixed.
 
     x: float32 [B, ...]; of discrete data, dequantised, and see `bits_per_dim`
     probes: [S, B, ...], for instance `rademacher_probes`, with E[v v^T] = I: the divergence is then estimated
         without bias from S backward passes a call (Skilling 1989; Hutchinson 1990), with the same directions
         all along the path (Grathwohl et al. 2019). None finds it exactly in one a dimension.
-    prior_std: of the model at sigma_max; None is sigma_max itself, as a variance-exploding model samples. For
-        a variance-preserving one it is sqrt(1 + sigma_max^2).
 
-    Raises UserError unless 0 < sigma_min < sigma_max, num_steps >= 1 and prior_std > 0.
+    Raises UserError unless 0 < sigma_min < sigma_max and num_steps >= 1.
     """
     if not 0.0 < sigma_min < sigma_max or num_steps < 1:
         raise UserError(
             f"a likelihood needs 0 < sigma_min < sigma_max and num_steps >= 1, but got {sigma_min}, "
             f"{sigma_max} and {num_steps}."
         )
-    prior_std = sigma_max if prior_std is None else prior_std
-    if not prior_std > 0.0:
-        raise UserError(f"the prior's standard deviation must be positive, but it is {prior_std}.")
     h = math.log(sigma_max / sigma_min) / num_steps
 
     def flow(log_sigma: Array, x: Array) -> tuple[Array, Array]:
@@ -259,6 +251,35 @@ def flow_log_density(
 
     log_sigmas = jnp.asarray(math.log(sigma_min) + h * np.arange(num_steps), jnp.float32)
     (latent, integral), _ = jax.lax.scan(step, (x, jnp.zeros(x.shape[0], x.dtype)), log_sigmas)
+    return latent, integral
+
+
+def flow_log_density(
+    denoiser: Denoiser,
+    x: Array,
+    *,
+    sigma_min: float,
+    sigma_max: float,
+    num_steps: int,
+    probes: Array | None = None,
+    prior_std: float | None = None,
+) -> tuple[Array, Array]:
+    """log p(x) in nats [B], and the latent [B, ...] that the probability-flow ODE carries x to.
+
+    log p(x) = log N(latent; 0, prior_std^2 I) + log |d latent / d x|, see `flow_latent`: the density of the
+    model's data smoothed with sigma_min.
+
+    prior_std: of the model at sigma_max; None is sigma_max itself, as a variance-exploding model samples. For
+        a variance-preserving one it is sqrt(1 + sigma_max^2).
+
+    Raises UserError unless prior_std > 0, and as `flow_latent`.
+    """
+    prior_std = sigma_max if prior_std is None else prior_std
+    if not prior_std > 0.0:
+        raise UserError(f"the prior's standard deviation must be positive, but it is {prior_std}.")
+    latent, integral = flow_latent(
+        denoiser, x, sigma_min=sigma_min, sigma_max=sigma_max, num_steps=num_steps, probes=probes
+    )
     squares = jnp.sum(jnp.square(latent / prior_std).reshape(x.shape[0], -1), axis=1)
     num_dims = math.prod(x.shape[1:])
     prior = -0.5 * squares - num_dims * (math.log(prior_std) + 0.5 * math.log(2.0 * math.pi))

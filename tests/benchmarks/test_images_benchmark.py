@@ -11,6 +11,9 @@ from benchmarks import images  # noqa: E402
 
 TOY = images.Setting(
     size=8,
+    vae_widths=(5, 4),
+    codes=3,
+    vae_batch=2,
     batch=2,
     gan_channels=2,
     gan_levels=1,
@@ -51,6 +54,21 @@ def _random(shapes):
     return jax.tree.map(lambda leaf: 0.5 * rng.normal(size=leaf.shape).astype(np.float32), shapes)
 
 
+def test_the_vaes_compute_the_same():
+    model, x = images.make_vae(TOY), images.images(2, 8)
+    params = _random(jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(x))["params"])
+    network = _copy_into(images.torch_vae(TOY), params)
+    codes = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
+    encode = jax.jit(lambda params, x: model.apply({"params": params}, x, method="encode"))
+    decode = jax.jit(lambda params, z: model.apply({"params": params}, z, method="decode"))
+    with torch.no_grad():
+        theirs = network.encoder(torch.tensor(x).flatten(1)).chunk(2, dim=1)
+        for ours, peer in zip(encode(params, x), theirs, strict=True):
+            np.testing.assert_allclose(ours, peer, atol=1e-5)
+        theirs = network.decoder(torch.tensor(codes)).reshape(4, 8, 8, 1)
+    np.testing.assert_allclose(decode(params, codes), theirs, atol=1e-5)
+
+
 def test_the_gans_compute_the_same():
     setting = TOY._replace(spectral=False)
     x = images.images(2, 8)
@@ -83,7 +101,10 @@ def test_the_pixelcnns_compute_the_same():
 
 def test_every_case_runs_on_both_sides():
     cases = images.cases(TOY, rounds=1, seconds=0.0)
-    assert [case.name for case in cases] == ["gan_train_step", "pixelcnn_train_step", "pixelcnn_sample_4x4"]
+    assert [case.name for case in cases] == [
+        *("vae_train_step", "gan_train_step", "pixelcnn_train_step", "pixelcnn_sample_4x4"),
+        "pixelcnn_cached_4x4",
+    ]
     assert all(case.summary()["ratio"] > 0 for case in cases)
 
 

@@ -102,19 +102,38 @@ def test_window_mask(piece):
     left, right, inside = piece
     for b in range(2):
         for t in range(T):
-            around = {t + WINDOW + j for j in range(-left[b, t], right[b, t] + 1) if j}
-            assert set(np.flatnonzero(inside[b, t])) == around
+            belong = {WINDOW + j for j in range(-left[b, t], right[b, t] + 1) if j}
+            assert set(np.flatnonzero(inside[b, t])) == belong
 
 
-@pytest.mark.parametrize("num_shared", [K, 1])
-def test_piece_of_skip_gram_is_the_sum_over_its_pairs(piece, num_shared):
+def test_products_with_neighbours_and_their_gradients_are_those_of_a_loop():
+    """Against dense matrices, whose gradients autodiff writes."""
+    weights, centre, around = _normal(0, 2, T, 2 * WINDOW + 1), _normal(1, 2, T, D), _normal(2, 2, H, D)
+    gather = lambda around: jnp.stack([around[:, t : t + 2 * WINDOW + 1] for t in range(T)], axis=1)
+    plain_products = lambda centre, around: jnp.einsum("btd,btnd->btn", centre, gather(around))
+    plain_sums = lambda weights, around: jnp.einsum("btn,btnd->btd", weights, gather(around))
+    for ours, plain, first, out in (
+        (objective.neighbour_products, plain_products, centre, weights),
+        (objective.neighbour_sums, plain_sums, weights, centre),
+    ):
+        found, expected = jax.vjp(ours, first, around), jax.vjp(plain, first, around)
+        chex.assert_trees_all_close(found[0], expected[0], atol=1e-5)
+        chex.assert_trees_all_close(found[1](out), expected[1](out), atol=1e-5)
+    words = np.arange(H)
+    expected = [[t + j for j in range(2 * WINDOW + 1)] for t in range(T)]
+    np.testing.assert_array_equal(objective.neighbours(words, 2 * WINDOW + 1), expected)
+
+
+@pytest.mark.parametrize(("num_shared", "groups"), [(K, 2), (1, 2), (K, 1)])
+def test_piece_of_skip_gram_is_the_sum_over_its_pairs(piece, num_shared, groups):
     """With the negatives that all pairs share, each weighted num_negatives / K."""
     _, _, inside = piece
-    centre, around, shared = _normal(0, 2, T, D), _normal(1, 2, H, D), _normal(2, 2, num_shared, D)
+    centre, around, shared = _normal(0, 2, T, D), _normal(1, 2, H, D), _normal(2, groups, num_shared, D)
     expected = np.zeros(2)
-    for b, t, o in np.argwhere(np.asarray(inside)):
-        expected[b] -= _log_sigmoid(np.dot(around[b, o], centre[b, t]))
-        expected[b] -= sum(7 / num_shared * _log_sigmoid(-np.dot(n, centre[b, t])) for n in shared[b])
+    for b, t, j in np.argwhere(np.asarray(inside)):
+        expected[b] -= _log_sigmoid(np.dot(around[b, t + j], centre[b, t]))
+        group = shared[b * groups // 2]
+        expected[b] -= sum(7 / num_shared * _log_sigmoid(-np.dot(n, centre[b, t])) for n in group)
     losses = objective.skip_gram_piece_loss(inside, centre, around, shared, 7)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
@@ -127,7 +146,7 @@ def test_piece_of_cbow_is_the_sum_over_its_places(piece, kind):
     expected = np.zeros(2)
     for b in range(2):
         for t in range(T):
-            near = np.asarray(around[b])[np.asarray(inside[b, t]) > 0]
+            near = np.asarray(around[b])[t + np.flatnonzero(inside[b, t])]
             if len(near):
                 h = near.sum(axis=0) if kind == "sum" else near.mean(axis=0)
                 expected[b] += float(objective.negative_sampling_loss(h, centre[b, t], shared[b]))
@@ -149,8 +168,8 @@ def test_pieces_with_softmax_and_tree_are_the_sums_over_their_pairs(piece):
     centre, output, words = _normal(0, 2, T, D), _normal(1, 6, D), np.arange(2 * H).reshape(2, H) % 6
     pairs = np.argwhere(np.asarray(inside))
     expected = np.zeros((2, 2))
-    for b, t, o in pairs:
-        word = words[b, o]
+    for b, t, j in pairs:
+        word = words[b, t + j]
         expected[0, b] += objective.softmax_loss(centre[b, t], output, jnp.asarray(word))
         expected[1, b] += objective.hierarchical_softmax_loss(
             centre[b, t], output[:5][paths.nodes[word]], jnp.asarray(paths.turns[word])

@@ -183,7 +183,7 @@ def _step_pair_by_pair(config, counts, tables, batch):
     """One update in NumPy float64, a pair at a time: what `make_update` does by products of pieces."""
     vectors, outputs = (np.asarray(tables[name], np.float64).copy() for name in ("input", "output"))
     paths, kind, window = huffman_paths(counts), config.model.context, config.model.window
-    share = config.objective.negatives / config.objective.shared_negatives
+    share, sharing = config.objective.negatives / config.objective.shared_negatives, config.objective.sharing
 
     def pair(h, target, negatives, moved):
         """The gradient by h; that by the outputs is added to `moved`."""
@@ -206,7 +206,9 @@ def _step_pair_by_pair(config, counts, tables, batch):
     for piece in range(batch["left"].shape[1]):
         moved_vectors, moved_outputs = np.zeros_like(vectors), np.zeros_like(outputs)
         for stream in range(len(batch["left"])):
-            tokens, negatives = batch["tokens"][stream, piece], batch["negatives"][stream, piece]
+            tokens = batch["tokens"][stream, piece]
+            first = stream - stream % sharing
+            negatives = batch["negatives"][first : first + sharing, piece].reshape(-1)
             for place in range(batch["left"].shape[2]):
                 left, right = (batch[side][stream, piece, place] for side in ("left", "right"))
                 around = [tokens[window + place + j] for j in range(-left, right + 1) if j]
@@ -233,9 +235,9 @@ def test_an_update_is_descent_pair_by_pair(loss, kind):
     config = word2vec.get_config("smoke")
     config.model.architecture = "skip_gram" if kind == "skip_gram" else "cbow"
     config.model.context = "mean" if kind == "skip_gram" else kind
-    config.objective.loss, config.objective.shared_negatives = loss, 3
+    config.objective.loss, config.objective.shared_negatives, config.objective.sharing = loss, 6, 2
     config.model.dim, config.model.window, config.data.piece = 4, 2, 4
-    shape, size = (3, 2), len(counts)
+    shape, size = (4, 2), len(counts)
     tables = {
         "input": rng.standard_normal((size, 4)),
         "output": rng.standard_normal((size - (loss == "hierarchical_softmax"), 4)),
@@ -245,7 +247,7 @@ def test_an_update_is_descent_pair_by_pair(loss, kind):
         "left": rng.integers(0, 3, (*shape, 4)),
         "right": rng.integers(0, 3, (*shape, 4)),
         "negatives": rng.integers(0, size, (*shape, 3)),
-        "rate": np.full(3, 0.1, np.float32),
+        "rate": np.full(4, 0.1, np.float32),
     }
     batch["left"][0, 0, 0] = batch["right"][0, 0, 0] = 0  # a place with nothing around it
     _, (update, _) = word2vec.make_update(config, counts)
