@@ -92,7 +92,7 @@ PRESETS = {
             "evaluation.classifier": "smoke",
         },
     ),
-    "digits": Preset("2 CPU cores", 4, "not recorded yet", {}),
+    "digits": Preset("2 CPU cores", 5, "0.99 recognised (held-out images: 0.98), Fréchet ratio 1.5", {}),
     "mnist": Preset("2 CPU cores", 45, "not recorded yet", _MNIST),
     "fashion_mnist": Preset(
         "2 CPU cores",
