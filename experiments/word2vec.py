@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from experiments import common
 from experiments.common import Preset, checks, word_vectors
-from jaxgen import systems
+from jaxgen import sharding, systems
 from jaxgen.objectives import word2vec as objective
 from jaxgen.types import (
     Array,
@@ -303,7 +303,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     def validation_loss(tables: PyTree, part: Mapping[str, Array]) -> Metrics:
         return {"loss": mean_loss(tables, part)}
 
-    fixed = {name: field[:, 0] for name, field in pieces(0).items() if name != "rate"}
+    fixed = sharding.place(mesh, {name: field[:, 0] for name, field in pieces(0).items() if name != "rate"})
 
     def validate(state: TrainState) -> Metrics:
         return validation_loss(state.params, fixed)

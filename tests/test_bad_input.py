@@ -332,7 +332,7 @@ FILES = {
     "foreign/config.json": b'{"experiment": "experiments/nothing.py", "preset": "x", "config": {}}',
     "damaged/config.json": b"{",
     "words/config.json": b'{"experiment": "experiments/word2vec.py", "preset": "smoke", "config": {}}',
-    "later/config.json": b'{"experiment": "experiments/ddpm.py", "preset": "smoke", "config": {"new": 1}}',
+    "later/config.json": b'{"experiment": "experiments/ddpm.py", "preset": "smoke", "config": {"model": 1}}',
 }
 
 OTHERS = [
@@ -361,7 +361,7 @@ OTHERS = [
     (
         "text_to_image",
         "data.source=folder:{tmp}/blank",
-        "captions.tsv is empty: write a line FILE<tab>CAPTION",
+        "captions.tsv is empty: write a line FILE<tab>",
     ),
     ("word2vec", "model.window=0", "model.window must be at least 1, not 0."),
     ("word2vec", "objective.loss=softmx", "unknown objective.loss 'softmx': did you mean 'softmax'?"),

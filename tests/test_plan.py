@@ -40,6 +40,25 @@ def test_a_scan_counts_as_often_as_it_runs_and_a_scan_in_a_scan_too():
     assert plan.count_flops(looped, X) == pytest.approx((5 * (3 + 1) + 1) * ONE, rel=1e-3)
 
 
+def test_where_the_cpu_has_a_way_of_its_own_the_accelerators_is_counted():
+    def make_step():  # JAX remembers what it traced of a function
+        return lambda x: jax.lax.platform_dependent(x, cpu=lambda x: (x @ Y) @ Y, default=lambda x: x @ Y)
+
+    with plan.written_for_accelerators():
+        assert plan.count_flops(make_step(), X) == ONE
+        assert jax.default_backend() != "cpu"
+    assert plan.count_flops(make_step(), X) == 2 * ONE
+    assert jax.default_backend() == "cpu"
+
+
+def test_looking_up_rows_does_not_count_as_reading_the_table():
+    table, rows = jnp.zeros((4096, 8)), jnp.arange(4)
+    read = plan._count("bytes accessed", jax.make_jaxpr(lambda t, r: t[r])(table, rows))
+    written = plan._count("bytes accessed", jax.make_jaxpr(lambda t, r: t.at[r].add(1.0))(table, rows))
+    assert 4 * 8 * 4 <= read < 4096
+    assert 4 * 8 * 4 <= written < 4096 < table.nbytes
+
+
 HLO = """HloModule jit_step, is_scheduled=true, num_partitions=8
 
 %body.1 (p.1: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {

@@ -383,6 +383,14 @@ FAULTS = (sigkill, sigterm, damage, disk_full, read_only, two_runs, clock, one_o
 OUTCOMES = []  # of all tests, for the table at the end
 
 
+def note(outcomes):
+    """Keeps outcomes for the table at the end; adds their lines to JAXGEN_FAULTS_TABLE, if that is given."""
+    OUTCOMES.extend(outcomes)
+    if path := os.environ.get("JAXGEN_FAULTS_TABLE"):
+        with open(path, "a") as file:
+            file.writelines(f"{line}\n" for line in table(outcomes)[2 if file.tell() else 0 :])
+
+
 def table(outcomes):
     """The outcomes as lines of Markdown."""
     lines = ["| experiment | fault | tried | survived | steps lost | |", "|---|---|---|---|---|---|"]
