@@ -100,6 +100,12 @@ def base_config(*, num_steps: int) -> ConfigDict:
 
 def with_settings(config: ConfigDict, settings: Mapping[str, Any]) -> ConfigDict:
     """The config with a preset's values; a name that the config lacks or another type is an error."""
+    for name in settings:
+        value: Any = config
+        for part in name.split("."):  # ml_collections would add or pass over what is not there
+            if not isinstance(value, ConfigDict) or part not in value:
+                raise UserError(f"the config has no field {name}.")
+            value = value[part]
     config.update_from_flattened_dict(dict(settings))
     return config
 
