@@ -82,7 +82,7 @@ def red_prior_gradient(denoiser: Denoiser, x: Array, sigma: float) -> Array:
     return x - _at(denoiser, x, sigma)
 
 
-def noise_blind_precision(error: Array, sigma: float, row_energy: float | Array) -> Array:
+def noise_blind_precision(error: Array, sigma: float, row_energy: float | Array | np.ndarray) -> Array:
     """lambda = N / (||A x - y||^2 + 2 N sigma^2 ||k||^2), [B, 1, 1, 1]: the estimate of 1 / sigma_d^2.
 
     Bigdeli et al. 2017, eq. 15 and code, for N pixels y; error = A x - y and row_energy = ||k||^2, the sum of
