@@ -12,7 +12,23 @@ figures stay in DIR, so that a stopped benchmark goes on. Without --text the tex
 JAXGEN_DATA_DIR.
 
 The floor of a skip-gram update by pieces of T = 32 words, windows of 5 and K = 16 shared negatives at D = 200
-is 6 D (T + 10 + K) = 70 kFLOP for a word kept of 1.34 read, and about 6 rows of 800 bytes read and written.
+is 6 D (T + 10 + K) = 70 kFLOP for a word kept of 1.34 read, and about 5 rows of 800 bytes read and written;
+CBOW's is 55 kFLOP and as many rows. What an update of 1,024 kept words costs on one core of two (CPU time,
+least of 80, with other work beside it), and what was tried:
+
+- products of pieces and their transposes as dense batches of 32 x 42, a negative for each two words:
+  skip-gram 1.08 ms (window 8: 1.16), CBOW 0.83 (0.90). Products of this size reach 70 to 100 GFLOP/s here,
+  large ones 200.
+- gradients of the banded products as sums of shifted copies (0.07 ms instead of 0.17 and 0.24), negatives
+  shared by 4 pieces (0.16 ms instead of 0.29, a fourth of the rows), the rate multiplied in early: skip-gram
+  0.70 ms (0.99), CBOW 0.81 (0.92). This is what is there. Analogies after 5 epochs of wiki100m, window 5:
+  skip-gram 0.361 (0.366 before), CBOW 0.317.
+- CBOW's sums as shifted copies forwards too: 2.5 ms, as XLA looks every row up 10 times; an optimization
+  barrier between them is gone before the fusion. Of CBOW's time half is looking rows up and adding them (40
+  to 80 ns a row, one thread): at gensim's figure of about 1 us a kept word and core, 3 times as fast would
+  leave 0.3 us for 5 rows and 55 kFLOP, and either alone takes as much.
+- 32 or 64 shared negatives: 0.1 and 0.4 ms more; pieces of 16 words: a third slower; of 64 and of 128 words,
+  16 or 64 pieces an update, rows padded to 208: within the noise of 10 %.
 """
 
 from __future__ import annotations

@@ -59,6 +59,14 @@ def compute(countries: np.ndarray, capitals: np.ndarray) -> Plane:
     return Plane(points[: len(countries)], points[len(countries) :], share, cosines)
 
 
+def crowded(point: tuple[float, float], plane: Plane) -> int:
+    """Where the name of a point goes: 1 up and -1 down where a point left or right of it is close, else 0."""
+    points = np.concatenate([plane.countries, plane.capitals])
+    apart = (points - np.asarray(point)) / np.ptp(points, axis=0)
+    close = (np.abs(apart[:, 0]) < 0.12) & (np.abs(apart[:, 1]) < 0.02) & np.any(apart != 0, axis=1)
+    return 0 if not close.any() else (1 if apart[close, 0].mean() < 0 else -1)
+
+
 def draw(plane: Plane) -> Figure:
     """A line from each country to its capital."""
     figure = Figure(figsize=(7.2, 5.4), layout="constrained")
@@ -73,9 +81,8 @@ def draw(plane: Plane) -> Figure:
         ):
             axes.scatter(x, y, color=colour, s=18, zorder=2)
             align = "left" if out > 0 else "right"
-            axes.annotate(
-                word, (x, y), (6 * out, 0), textcoords="offset points", fontsize=9, ha=align, va="center"
-            )
+            away = (6 * out, 8 * crowded((x, y), plane))
+            axes.annotate(word, (x, y), away, textcoords="offset points", fontsize=9, ha=align, va="center")
     axes.set_title(
         f"the two leading principal components ({plane.share:.0%} of the variance);\n"
         f"offsets have a cosine of {plane.cosines.mean():.2f} with the mean of the others",

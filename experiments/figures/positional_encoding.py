@@ -37,7 +37,8 @@ def draw(code: np.ndarray, alike: np.ndarray) -> Figure:
     curves.set_xlabel("position")
     curves.set_ylabel("inner product, 1 with itself")
     curves.spines[["top", "right"]].set_visible(False)
-    curves.legend(frameon=False, fontsize=8)
+    curves.set_ylim(top=1.08)
+    curves.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from jaxgen.models.multihead import attend, attention_mask, attention_weights, weighted_values
 from jaxgen.models.positions import rotate, sinusoidal_positions
-from jaxgen.models.seq2seq import RecurrentSeq2Seq
+from jaxgen.models.seq2seq import RecurrentSeq2Seq, bahdanau_scores, luong_scores
 from jaxgen.models.transformer import EncoderDecoder, TransformerEncoder, TransformerLM, TransformerSpec
 from jaxgen.types import UserError
 
@@ -240,6 +240,16 @@ def test_caches_and_masks_of_encoder_decoders(name, tokens):
         else sown["intermediates"]["decoder"]["block_0"]["cross_attention"]["attention_weights"][0]
     )
     np.testing.assert_array_equal(alignment[1, ..., 1:], 0.0)
+
+
+def test_scores_of_bahdanau_and_luong_are_the_printed_sums():
+    rng = np.random.default_rng(0)
+    query, keys, v = rng.normal(size=(2, 3)), rng.normal(size=(2, 4, 3)), rng.normal(size=3)
+    h = rng.normal(size=(2, 5, 3))
+    as_printed = [[v @ np.tanh(query[b] + key) for key in keys[b]] for b in range(2)]
+    np.testing.assert_allclose(bahdanau_scores(*map(jnp.asarray, (query, keys, v))), as_printed, rtol=1e-5)
+    as_printed = [[[state @ key for key in keys[b]] for state in h[b]] for b in range(2)]
+    np.testing.assert_allclose(luong_scores(jnp.asarray(h), jnp.asarray(keys)), as_printed, rtol=1e-4)
 
 
 def test_a_shared_embedding_needs_one_vocabulary(tokens):
