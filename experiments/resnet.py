@@ -144,20 +144,25 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"evaluation.deleted names a block that is not among 0 to {num_blocks - 1}.")
 
 
+def make_model(config: ConfigDict, num_classes: int) -> ResNet:
+    """The network that config.model describes."""
+    return ResNet(
+        stage_sizes=cifar_stages(config.depth),
+        channels=config.channels,
+        num_classes=num_classes,
+        residual=config.residual,
+        project=config.project,
+        zero_init=config.zero_init,
+        dropout=config.dropout,
+        dtype=common.DTYPES[config.dtype],
+    )
+
+
 def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     """Binds network, loss, data and metrics."""
     check(config)
     train, test = common.load_images(config.data.source)
-    model = ResNet(
-        stage_sizes=cifar_stages(config.model.depth),
-        channels=config.model.channels,
-        num_classes=classifying.num_classes(train),
-        residual=config.model.residual,
-        project=config.model.project,
-        zero_init=config.model.zero_init,
-        dropout=config.model.dropout,
-        dtype=common.DTYPES[config.model.dtype],
-    )
+    model = make_model(config.model, classifying.num_classes(train))
     published = _PUBLISHED.get(config.model.depth) if config.data.source == "cifar10" else None
     return classifying.bind(
         config,

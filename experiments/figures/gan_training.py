@@ -102,7 +102,7 @@ def train(steps: Sequence[int], *, seed: int = 0, penalty_weight: float = 0.03) 
     """A snapshot after each number of updates in `steps`, ascending."""
     system = make_system(penalty_weight)
     key, data_key, z_key, real_key = jax.random.split(jax.random.key(seed), 4)
-    real = draw_data(real_key, NUM_DRAWN)
+    real = jnp.sort(draw_data(real_key, NUM_DRAWN), axis=0)
     z = jax.random.normal(z_key, (NUM_DRAWN, LATENTS))
 
     @jax.jit
@@ -117,7 +117,7 @@ def train(steps: Sequence[int], *, seed: int = 0, penalty_weight: float = 0.03) 
     def look(state: TrainState) -> tuple[Array, ...]:
         drawn = network(state.sampling_params["generator"], z)
         judge = lambda x: jax.nn.sigmoid(network(state.params["discriminator"], x)[:, 0])
-        distance = jnp.mean(jnp.abs(jnp.sort(drawn, axis=0) - jnp.sort(real, axis=0)))
+        distance = jnp.mean(jnp.abs(jnp.sort(drawn, axis=0) - real))
         means = [jnp.mean(judge(x)) for x in (real, drawn)]
         return drawn[:, 0], judge(jnp.asarray(GRID)[:, None]), *means, distance
 

@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,12 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from experiments import common, resnet
+from experiments.common import classifying
 from experiments.figures import command
 from jaxgen import loop, pictures, sharding
 from jaxgen.models.resnet import cifar_stages
 from jaxgen.recorded import flatten
-from jaxgen.types import TrainState, UserError
+from jaxgen.types import Array, Key, Mean, Metrics, PyTree, TrainState, UserError
 from jaxgen.workdir import read_metrics
 
 DEPTHS = (20, 56)
@@ -50,14 +51,22 @@ def name_of(config: ConfigDict) -> str:
 
 def deletions(config: ConfigDict, state: TrainState) -> tuple[float, list[float]]:
     """Held-out error in percent of the whole network, and without each block."""
-    mesh, errors = sharding.make_mesh(), []
-    num_blocks = sum(cifar_stages(config.model.depth))
-    for deleted in ((), *((block,) for block in range(num_blocks))):
-        changed = config.copy_and_resolve_references()
-        changed.evaluation.deleted = deleted
-        metrics = resnet.build(changed, mesh).validate(state)
-        errors.append(100 * (1 - float(metrics["accuracy"].value)))
-    return errors[0], errors[1:]
+    _, test = common.load_images(config.data.source)
+    model = resnet.make_model(config.model, classifying.num_classes(test))
+
+    def accuracy(given: tuple[PyTree, PyTree, Array], batch: Mapping[str, Array], _: Key) -> Metrics:
+        params, model_state, block = given  # the block's number is traced: one program serves for all
+        variables = {"params": params, **model_state}
+        logits = cast(Array, model.clone(deleted=(block,)).apply(variables, batch["image"], train=False))
+        return {"accuracy": Mean.of(logits.argmax(axis=-1) == batch["label"], batch["mask"])}
+
+    settings = {"batch_size": config.evaluation.batch_size, "seed": config.seed}
+    evaluation = common.make_evaluation(accuracy, test, sharding.make_mesh(), **settings)
+    whole, *without = (
+        100 * (1 - float(evaluation((state.sampling_params, state.model_state, block))["accuracy"].value))
+        for block in range(-1, sum(cifar_stages(config.model.depth)))
+    )
+    return whole, without
 
 
 def spot_config(*, depth: int, residual: bool, channels: int, num_steps: int, seed: int) -> ConfigDict:

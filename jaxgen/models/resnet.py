@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +38,8 @@ class BasicBlock(nn.Module):
         parameter-free shortcut where it is deleted
     project: the shortcut is a 1x1 convolution where the shape changes (option B), else `pad_shortcut`
     zero_init: F starts at zero, so that the block starts as its shortcut
-    deleted: the block is its shortcut alone (Veit et al. 2016's lesion study); the parameters stay
+    deleted: the block is its shortcut alone (Veit et al. 2016's lesion study); the parameters stay. May be a
+        traced bool, so that one program serves for all blocks
     """
 
     features: int
@@ -44,7 +47,7 @@ class BasicBlock(nn.Module):
     residual: bool = True
     project: bool = False
     zero_init: bool = False
-    deleted: bool = False
+    deleted: bool | Array = False
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
 
@@ -69,7 +72,7 @@ class BottleneckBlock(nn.Module):
     residual: bool = True
     project: bool = True
     zero_init: bool = False
-    deleted: bool = False
+    deleted: bool | Array = False
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
 
@@ -97,7 +100,7 @@ def _last_scale(zero_init: bool) -> nn.initializers.Initializer:
 
 def _joined(block: BasicBlock | BottleneckBlock, x: Array, y: Array, features: int, train: bool) -> Array:
     """relu of the branch y and, where the block is residual, the shortcut of its input x."""
-    if not (block.residual or block.deleted):
+    if not block.residual and block.deleted is False:
         return nn.relu(y)
     if x.shape[-1] == features and block.stride == 1:
         shortcut = x
@@ -106,7 +109,8 @@ def _joined(block: BasicBlock | BottleneckBlock, x: Array, y: Array, features: i
         shortcut = _batch_norm(train, block.dtype, name="project_norm")(shortcut)
     else:
         shortcut = pad_shortcut(x, features, block.stride)
-    return nn.relu(shortcut if block.deleted else shortcut + y)
+    joined = shortcut + y if block.residual else y
+    return nn.relu(joined if block.deleted is False else jnp.where(block.deleted, shortcut, joined))
 
 
 class ResNet(nn.Module):
@@ -117,7 +121,7 @@ class ResNet(nn.Module):
     bottleneck: blocks of three convolutions instead of two
     stem: `small`, one 3x3 convolution, for images of 32x32; `large`, a 7x7 one of stride 2 and 3x3 max
         pooling, for 224x224
-    deleted: numbers, from 0 along the network, of the blocks that are left out
+    deleted: numbers, from 0 along the network, of the blocks that are left out; they may be traced
     The other fields are those of the blocks. The input is any `[B, H, W, C]`.
     """
 
@@ -130,7 +134,7 @@ class ResNet(nn.Module):
     project: bool = False
     zero_init: bool = False
     dropout: float = 0.0
-    deleted: Sequence[int] = ()
+    deleted: Sequence[int | Array] = ()
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -166,7 +170,7 @@ class ResNet(nn.Module):
                     residual=self.residual,
                     project=self.project,
                     zero_init=self.zero_init,
-                    deleted=number in self.deleted,
+                    deleted=_among(number, self.deleted),
                     dropout=self.dropout,
                     dtype=self.dtype,
                     name=f"stage{stage}_block{index}",
@@ -174,6 +178,11 @@ class ResNet(nn.Module):
                 number += 1
         features = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(features).astype(jnp.float32)
+
+
+def _among(number: int, deleted: Sequence[int | Array]) -> bool | Array:
+    """Whether the block is one of those deleted; False itself where no number can be."""
+    return functools.reduce(operator.or_, (block == number for block in deleted), False)
 
 
 def cifar_stages(depth: int) -> tuple[int, int, int]:

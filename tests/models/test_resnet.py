@@ -95,6 +95,16 @@ def test_a_deleted_block_is_its_shortcut(tiny):
     np.testing.assert_array_equal(model.apply({**variables, "params": params}, image, train=False), without)
 
 
+@pytest.mark.parametrize("residual", [True, False])
+def test_the_deleted_block_may_be_traced(tiny, residual):
+    model, variables, image = tiny
+    model = model.clone(residual=residual)
+    chosen = jax.jit(lambda block: model.clone(deleted=(block,)).apply(variables, image, train=False))
+    for block, deleted in ((-1, ()), (0, (0,)), (2, (2,))):  # block 2 halves the image
+        fixed = model.clone(deleted=deleted).apply(variables, image, train=False)
+        np.testing.assert_allclose(chosen(block), fixed, atol=1e-5)
+
+
 def test_running_statistics_move_in_training_alone(tiny):
     model, variables, image = tiny
     _, changed = model.apply(variables, image, train=True, mutable=["batch_stats"])
