@@ -91,7 +91,7 @@ PRESETS = {
     "mnist": Preset(
         "2 CPU cores",
         15,
-        "not recorded yet (Burda et al. 2016, a smaller network, 3,280 epochs: 86.76 nats)",
+        "87.19 nats (Burda et al. 2016, a smaller network, 3,280 epochs: 86.76)",
         {
             **_MNIST,
             "model.widths": (500, 500),
