@@ -66,7 +66,7 @@ PRESETS = {
             "evaluation.batch_size": 512,
         },
     ),
-    "letters": Preset("2 CPU cores", 1.5, "not run to the end yet", {}),
+    "letters": Preset("2 CPU cores", 1.5, "3.93 bits a symbol; vowels and consonants in two states", {}),
     "ptb": Preset(
         "2 CPU cores",
         5,

@@ -85,7 +85,12 @@ PRESETS = {
             "evaluation.batch_size": 180,
         },
     ),
-    "digits": Preset("2 CPU cores", 0.3, "not run to the end yet", {}),
+    "digits": Preset(
+        "2 CPU cores",
+        0.3,
+        "test error 3.3 % (logistic), 5.0, 6.7, 10.8 % (Gaussian, multinomial, Bernoulli)",
+        {},
+    ),
     "mnist": Preset(
         "2 CPU cores",
         5,

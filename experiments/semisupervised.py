@@ -82,12 +82,12 @@ PRESETS = {
             "evaluation.batch_size": 180,
         },
     ),
-    "digits": Preset("2 CPU cores", 0.3, "not run to the end yet", {}),
-    "digits_m2": Preset("2 CPU cores", 2, "not run to the end yet", _M2),
+    "digits": Preset("2 CPU cores", 0.3, "9.7 % error with 100 labels (17.3 without the other images)", {}),
+    "digits_m2": Preset("2 CPU cores", 2, "6.5 % error with 100 labels (7.0 for its twin)", _M2),
     "mnist": Preset(
         "2 CPU cores",
         5,
-        "not run to the end yet",
+        "20.9 % error with 100 labels (28.7 without the other images)",
         {**_MNIST, "data.batch_size": 60_000, "train.num_steps": 20},
     ),
     "mnist_m2": Preset(
