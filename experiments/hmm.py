@@ -76,7 +76,7 @@ PRESETS = {
     "digits": Preset(
         "2 CPU cores",
         1,
-        "not run to the end yet",
+        "test error 15.3 % (one state, which forgets the order of rows: 45.8 %)",
         {
             "data.source": "digits",
             "data.batch_size": 1437,
