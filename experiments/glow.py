@@ -63,7 +63,7 @@ PRESETS = {
             "evaluation.classifier": "smoke",
         },
     ),
-    "digits": Preset("2 CPU cores", 4, "not recorded yet", {}),
+    "digits": Preset("2 CPU cores", 4, "2.31 bits/dim (bound), 0.78 recognised, Fréchet ratio 8.8", {}),
     "mnist": Preset(
         "2 CPU cores",
         25,
