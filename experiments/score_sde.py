@@ -78,7 +78,7 @@ PRESETS = {
             "evaluation.classifier": "smoke",
         },
     ),
-    "digits": Preset("2 CPU cores", 10, "not recorded yet", {}),
+    "digits": Preset("2 CPU cores", 10, "2.20 bits/dim (ODE), 0.87 recognised, Fréchet ratio 1.7", {}),
     "digits_ve": Preset("2 CPU cores", 10, "not recorded yet", {"sde.name": "ve"}),
     "digits_edm": Preset(
         "2 CPU cores",
