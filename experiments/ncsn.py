@@ -92,7 +92,7 @@ PRESETS = {
     "mnist_cpu": Preset(
         "2 CPU cores",
         50,
-        "not recorded yet",
+        "most samples turn white after 2,000 updates: not of use yet",
         {
             "data.source": "mnist",
             "data.batch_size": 32,
