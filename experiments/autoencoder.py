@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from experiments import common
 from experiments.common import Preset, checks, generating
 from experiments.pca import rows_of
-from jaxgen import data, pictures, systems
+from jaxgen import data, pictures
 from jaxgen.estimators import linear, logistic
 from jaxgen.models import autoencoder as models
 from jaxgen.objectives import autoencoder as objective
@@ -304,14 +304,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         )
 
     loss, clean_loss = make_loss(corrupt), make_loss(None)
-    system = systems.gradient_system(
-        init,
-        loss,
-        common.make_optimizer(config.optim, num_steps=config.train.num_steps),
-        ema_decay=config.optim.ema_decay,
-        ema_warmup=config.optim.ema_warmup,
-        accumulate=config.optim.accumulate,
-    )
+    system = common.make_system(config, init, loss)
     stream = common.training_stream(config.data, train, seed=config.seed, mesh=mesh)
     checks.check_best_metric(config.train.best_metric, loss, system, stream(0))
 

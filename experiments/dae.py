@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from experiments import common
 from experiments.common import Preset, checks, generating
 from experiments.common.judging import judge_of
-from jaxgen import data, denoising, pictures, systems
+from jaxgen import data, denoising, pictures
 from jaxgen.metrics.images import psnr
 from jaxgen.models.dncnn import DnCNN
 from jaxgen.objectives.score_matching import gaussian_corruption, make_dae_loss
@@ -141,14 +141,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
 
     corrupt = gaussian_corruption(sigma)
     loss = make_dae_loss(lambda params, x, _: denoise(params, x), corrupt)
-    system = systems.gradient_system(
-        init,
-        loss,
-        common.make_optimizer(config.optim, num_steps=config.train.num_steps),
-        ema_decay=config.optim.ema_decay,
-        ema_warmup=config.optim.ema_warmup,
-        accumulate=config.optim.accumulate,
-    )
+    system = common.make_system(config, init, loss)
     stream = common.training_stream(config.data, train, seed=config.seed, mesh=mesh)
     checks.check_best_metric(config.train.best_metric, loss, system, stream(0))
 

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from experiments import common
 from experiments.common import Preset, checks, generating
 from experiments.common.judging import judge_of
-from jaxgen import data, pictures, systems
+from jaxgen import data, pictures
 from jaxgen.models.flows import Flow, Kind, latent_shapes
 from jaxgen.objectives import flow as objective
 from jaxgen.samplers.flow import draw_latents, interpolate
@@ -193,14 +193,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         return model.init(init_key, y, label)["params"], {}
 
     loss = objective.make_loss(forward, num_levels=num_levels, conditional=num_classes is not None)
-    system = systems.gradient_system(
-        init,
-        loss,
-        common.make_optimizer(config.optim, num_steps=config.train.num_steps),
-        ema_decay=config.optim.ema_decay,
-        ema_warmup=config.optim.ema_warmup,
-        accumulate=config.optim.accumulate,
-    )
+    system = common.make_system(config, init, loss)
     stream = common.training_stream(config.data, train, seed=config.seed, mesh=mesh)
     checks.check_best_metric(config.train.best_metric, loss, system, stream(0))
 

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from experiments import common
 from experiments.common import Preset, checks
 from experiments.common import sequences as shared
-from jaxgen import sharding, systems
+from jaxgen import sharding
 from jaxgen.data import sequences as batches
 from jaxgen.data.texts import load_text
 from jaxgen.data.tokenizers import EOS, UNK, Tokenizer, cached_tokenizer
@@ -418,14 +418,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         return logits, end if carries else carry
 
     loss = objective.make_loss(apply, **config.objective.to_dict())
-    system = systems.gradient_system(
-        init,
-        loss,
-        common.make_optimizer(config.optim, num_steps=config.train.num_steps),
-        ema_decay=config.optim.ema_decay,
-        ema_warmup=config.optim.ema_warmup,
-        accumulate=config.optim.accumulate,
-    )
+    system = common.make_system(config, init, loss)
     stream = make_stream(config.data, tokens["train"], seed=config.seed, mesh=mesh)
     checks.check_best_metric(config.train.best_metric, loss, system, stream(0))
 

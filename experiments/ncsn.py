@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from experiments import common
 from experiments.common import Preset, checks, generating
 from experiments.common.judging import judge_of
-from jaxgen import data, denoising, pictures, systems
+from jaxgen import data, denoising, pictures
 from jaxgen.models.ncsn import NCSN
 from jaxgen.objectives.score_matching import make_noise_conditional_loss
 from jaxgen.samplers.chain import run_chain, run_chain_with_history
@@ -242,14 +242,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
             image = (image * (train.num_levels - 1) + spread) / train.num_levels
         return levels_loss(params, model_state, {**batch, "image": image}, loss_key)
 
-    system = systems.gradient_system(
-        init,
-        loss,
-        common.make_optimizer(config.optim, num_steps=config.train.num_steps),
-        ema_decay=config.optim.ema_decay,
-        ema_warmup=config.optim.ema_warmup,
-        accumulate=config.optim.accumulate,
-    )
+    system = common.make_system(config, init, loss)
     stream = common.training_stream(config.data, train, seed=config.seed, mesh=mesh)
     checks.check_best_metric(config.train.best_metric, loss, system, stream(0))
 

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from experiments import common
 from experiments.common import Preset, checks, generating
 from experiments.common.judging import judge_of
-from jaxgen import data, systems
+from jaxgen import data
 from jaxgen.models.pixelcnn import PixelCNN, Variant, cached_functions
 from jaxgen.objectives import pixelcnn as objective
 from jaxgen.samplers.chain import run_chain
@@ -217,14 +217,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         return cast(Array, model.apply({"params": params}, x, label, train=key is not None, rngs=rngs))
 
     loss = objective.make_loss(apply, likelihood, conditional=num_classes is not None)
-    system = systems.gradient_system(
-        init,
-        loss,
-        common.make_optimizer(config.optim, num_steps=config.train.num_steps),
-        ema_decay=config.optim.ema_decay,
-        ema_warmup=config.optim.ema_warmup,
-        accumulate=config.optim.accumulate,
-    )
+    system = common.make_system(config, init, loss)
     stream = common.training_stream(config.data, train, seed=config.seed, mesh=mesh)
     checks.check_best_metric(config.train.best_metric, loss, system, stream(0))
 

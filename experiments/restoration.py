@@ -340,14 +340,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
             best_metric="",
         )
     else:
-        system = systems.gradient_system(
-            init,
-            loss,
-            common.make_optimizer(config.optim, num_steps=config.train.num_steps),
-            ema_decay=config.optim.ema_decay,
-            ema_warmup=config.optim.ema_warmup,
-            accumulate=config.optim.accumulate,
-        )
+        system = common.make_system(config, init, loss)
     stream = common.training_stream(config.data, photographs.patches, seed=config.seed, mesh=mesh)
 
     # ---- evaluation

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from experiments import common
 from experiments.common import Preset, checks
-from jaxgen import data, pictures, systems
+from jaxgen import data, pictures
 from jaxgen.data.captioned_scenes import (
     NO_DIGIT,
     NO_SIZE,
@@ -189,14 +189,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         scalar = mean.total / jnp.maximum(mean.count, 1.0)
         return scalar, ({"loss": mean, "accuracy": Mean.of(right[0] & right[1], mask)}, model_state)
 
-    system = systems.gradient_system(
-        init,
-        loss,
-        common.make_optimizer(config.optim, num_steps=config.train.num_steps),
-        ema_decay=config.optim.ema_decay,
-        ema_warmup=config.optim.ema_warmup,
-        accumulate=config.optim.accumulate,
-    )
+    system = common.make_system(config, init, loss)
     stream = common.training_stream(config.data, train, seed=config.seed, mesh=mesh)
     checks.check_best_metric(config.train.best_metric, loss, system, stream(0))
     validation = common.make_evaluation(

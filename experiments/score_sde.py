@@ -22,7 +22,7 @@ from experiments import common
 from experiments.common import Preset, checks, generating
 from experiments.common.judging import judge_of
 from experiments.common.unets import make_unet
-from jaxgen import denoising, pictures, systems
+from jaxgen import denoising, pictures
 from jaxgen.models.unet import UNet
 from jaxgen.objectives import continuous_time
 from jaxgen.samplers.chain import run_chain_with_history
@@ -294,14 +294,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         return model.init(key, image, jnp.zeros(image.shape[0]), train=False)["params"], {}
 
     loss = make_loss(config.sde, model)
-    system = systems.gradient_system(
-        init,
-        loss,
-        common.make_optimizer(config.optim, num_steps=config.train.num_steps),
-        ema_decay=config.optim.ema_decay,
-        ema_warmup=config.optim.ema_warmup,
-        accumulate=config.optim.accumulate,
-    )
+    system = common.make_system(config, init, loss)
     stream = common.training_stream(config.data, train, seed=config.seed, mesh=mesh)
     checks.check_best_metric(config.train.best_metric, loss, system, stream(0))
 

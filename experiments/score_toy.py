@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from experiments import common
 from experiments.common import Preset, checks
-from jaxgen import denoising, mixtures, sharding, systems
+from jaxgen import denoising, mixtures, sharding
 from jaxgen.mixtures import GaussianMixture
 from jaxgen.models.score_mlp import ScoreMLP
 from jaxgen.objectives import score_matching
@@ -180,14 +180,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
             num_slices=config.objective.num_slices,
             noise_std=config.noise.sigma_min,
         )
-    system = systems.gradient_system(
-        init,
-        loss,
-        common.make_optimizer(config.optim, num_steps=config.train.num_steps),
-        ema_decay=config.optim.ema_decay,
-        ema_warmup=config.optim.ema_warmup,
-        accumulate=config.optim.accumulate,
-    )
+    system = common.make_system(config, init, loss)
     pool = np.asarray(mixtures.sample(mixture, jax.random.key(config.seed), 50_000))
 
     def train_batch(step: int) -> Mapping[str, np.ndarray]:

@@ -334,14 +334,7 @@ def m2_learner(
         means = {name: Mean(mean.total.sum(), mean.count.sum()) for name, mean in metrics.items()}
         return jnp.sum(losses), (means, model_state)
 
-    system = systems.gradient_system(
-        init,
-        loss_fn,
-        common.make_optimizer(config.optim, num_steps=config.train.num_steps),
-        ema_decay=config.optim.ema_decay,
-        ema_warmup=config.optim.ema_warmup,
-        accumulate=config.optim.accumulate,
-    )
+    system = common.make_system(config, init, loss_fn)
 
     def predict(params: PyTree, image: Array) -> tuple[Array, Array]:
         x = image.reshape(-1, num_pixels)

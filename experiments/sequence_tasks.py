@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 from experiments import common
 from experiments.common import Preset, checks
 from experiments.common import sequences as shared
-from jaxgen import systems
 from jaxgen.data.sequence_tasks import Task, load_task
 from jaxgen.models.language_model import RecurrentEncoder, SequenceClassifier
 from jaxgen.models.transformer import TransformerEncoder
@@ -195,14 +194,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
 
     masked = objective.make_loss(apply, **config.objective.to_dict())
     loss = lambda params, model_state, batch, key: masked(params, model_state, with_token_mask(batch), key)
-    system = systems.gradient_system(
-        init,
-        loss,
-        common.make_optimizer(config.optim, num_steps=config.train.num_steps),
-        ema_decay=config.optim.ema_decay,
-        ema_warmup=config.optim.ema_warmup,
-        accumulate=config.optim.accumulate,
-    )
+    system = common.make_system(config, init, loss)
     stream = common.training_stream(config.data, train, seed=config.seed, mesh=mesh)
     checks.check_best_metric(config.train.best_metric, loss, system, stream(0))
     validation = common.make_evaluation(

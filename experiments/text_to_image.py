@@ -26,7 +26,7 @@ from tqdm import tqdm
 from experiments import common, scene_reader
 from experiments.common import Preset, checks
 from experiments.common.unets import make_unet
-from jaxgen import data, pictures, processes, sharding, systems
+from jaxgen import data, pictures, processes, sharding
 from jaxgen.data import captioned_scenes
 from jaxgen.data.captioned_scenes import Scenes, encode_captions
 from jaxgen.data.tokenizers import BOS, PAD, UNK, Tokenizer, train_tokenizer
@@ -475,14 +475,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         of_images = objective.make_loss(apply, schedule, prediction=config.diffusion.prediction)
         return of_images(params, model_state, batch, loss_key)
 
-    system = systems.gradient_system(
-        init,
-        loss,
-        common.make_optimizer(config.optim, num_steps=config.train.num_steps),
-        ema_decay=config.optim.ema_decay,
-        ema_warmup=config.optim.ema_warmup,
-        accumulate=config.optim.accumulate,
-    )
+    system = common.make_system(config, init, loss)
     stream = common.training_stream(config.data, captioned.train, seed=config.seed, mesh=mesh)
     checks.check_best_metric(config.train.best_metric, loss, system, stream(0))
     validation = common.make_evaluation(

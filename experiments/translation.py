@@ -26,7 +26,7 @@ from tqdm import tqdm
 from experiments import common
 from experiments.common import Preset, checks
 from experiments.common import sequences as shared
-from jaxgen import sharding, systems
+from jaxgen import sharding
 from jaxgen.data import sequences as batches
 from jaxgen.data.dates import date_pairs
 from jaxgen.data.texts import Pairs, load_pairs
@@ -402,14 +402,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         return logits, model_state
 
     loss = objective.make_loss(apply, **config.objective.to_dict())
-    system = systems.gradient_system(
-        init,
-        loss,
-        common.make_optimizer(config.optim, num_steps=config.train.num_steps),
-        ema_decay=config.optim.ema_decay,
-        ema_warmup=config.optim.ema_warmup,
-        accumulate=config.optim.accumulate,
-    )
+    system = common.make_system(config, init, loss)
     sharding.check_divides(mesh, config.data.batch_size, "data.batch_size")
     stream = batches.PairStream(
         encoded["train"],

@@ -29,7 +29,7 @@ from experiments.autoencoder import check_network, make_decoder, make_encoder, n
 from experiments.common import Preset, checks, generating
 from experiments.common.judging import judge_of
 from experiments.pixelcnn import binarised
-from jaxgen import data, pictures, systems
+from jaxgen import data, pictures
 from jaxgen.models.autoencoder import Mlp
 from jaxgen.models.vae import VAE
 from jaxgen.objectives import vae as objective
@@ -321,14 +321,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         "conditional": conditional,
     }
     loss = objective.make_loss(networks, likelihood, **settings, binary=config.data.binarise == "dynamic")
-    system = systems.gradient_system(
-        init,
-        loss,
-        common.make_optimizer(config.optim, num_steps=config.train.num_steps),
-        ema_decay=config.optim.ema_decay,
-        ema_warmup=config.optim.ema_warmup,
-        accumulate=config.optim.accumulate,
-    )
+    system = common.make_system(config, init, loss)
     stream = common.training_stream(config.data, train, seed=config.seed, mesh=mesh)
     checks.check_best_metric(config.train.best_metric, loss, system, stream(0))
 

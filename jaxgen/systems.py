@@ -65,6 +65,39 @@ def _accumulated_gradient(
     return jax.tree.map(lambda g: g / count, grad_sum), metrics, model_state
 
 
+def _descend(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    params: PyTree,
+    opt_state: PyTree,
+    model_state: PyTree,
+    batch: Batch,
+    key: Key,
+    accumulate: int,
+) -> tuple[PyTree, PyTree, PyTree, Metrics]:
+    """(params, opt_state, model_state) after one update along the gradient, and the loss's metrics.
+
+    Added to these are the global norms of the gradient (before clipping), the update and the parameters
+    after it.
+    """
+    if accumulate == 1:
+        (_, (metrics, model_state)), grad = jax.value_and_grad(loss_fn, has_aux=True)(
+            params, model_state, batch, key
+        )
+    else:
+        grad, metrics, model_state = _accumulated_gradient(
+            loss_fn, params, model_state, batch, key, accumulate
+        )
+    updates, opt_state = optimizer.update(grad, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    norms = {
+        "gradient_norm": _once(optax.tree.norm(grad)),
+        "update_norm": _once(optax.tree.norm(updates)),
+        "parameter_norm": _once(optax.tree.norm(params)),
+    }
+    return params, opt_state, model_state, {**metrics, **norms}
+
+
 def gradient_system(
     init_variables: Callable[[Key, Batch], tuple[PyTree, PyTree]],
     loss_fn: LossFn,
@@ -102,27 +135,14 @@ def gradient_system(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        if accumulate == 1:
-            (_, (metrics, model_state)), grad = jax.value_and_grad(loss_fn, has_aux=True)(
-                state.params, state.model_state, batch, key
-            )
-        else:
-            grad, metrics, model_state = _accumulated_gradient(
-                loss_fn, state.params, state.model_state, batch, key, accumulate
-            )
-        updates, opt_state = optimizer.update(grad, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params, opt_state, model_state, metrics = _descend(
+            loss_fn, optimizer, state.params, state.opt_state, state.model_state, batch, key, accumulate
+        )
         ema = state.ema
         if ema is not None:
             decay = optim.ema_decay_at(state.step, ema_decay, warmup=ema_warmup)
             ema = optim.ema_update(ema, params, decay)
-        norms = {
-            "gradient_norm": _once(optax.tree.norm(grad)),
-            "update_norm": _once(optax.tree.norm(updates)),
-            "parameter_norm": _once(optax.tree.norm(params)),
-        }
-        new_state = TrainState(state.step + 1, params, model_state, opt_state, ema, state.key)
-        return new_state, {**metrics, **norms}
+        return TrainState(state.step + 1, params, model_state, opt_state, ema, state.key), metrics
 
     return System(init, step)
 
@@ -179,28 +199,22 @@ def alternating_system(
         def loss_of_own(own: PyTree, model_state: PyTree, batch: Batch, key: Key):
             return losses[player]({**state.params, player: own}, model_state, batch, key)
 
-        own = state.params[player]
-        if accumulate == 1:
-            (_, (metrics, model_state)), grad = jax.value_and_grad(loss_of_own, has_aux=True)(
-                own, state.model_state, batch, key
-            )
-        else:
-            grad, metrics, model_state = _accumulated_gradient(
-                loss_of_own, own, state.model_state, batch, key, accumulate
-            )
-        updates, opt_state = optimizers[player].update(grad, state.opt_state[player], own)
-        own = optax.apply_updates(own, updates)
-        norms = {
-            "gradient_norm": _once(optax.tree.norm(grad)),
-            "update_norm": _once(optax.tree.norm(updates)),
-            "parameter_norm": _once(optax.tree.norm(own)),
-        }
+        own, opt_state, model_state, metrics = _descend(
+            loss_of_own,
+            optimizers[player],
+            state.params[player],
+            state.opt_state[player],
+            state.model_state,
+            batch,
+            key,
+            accumulate,
+        )
         moved = state._replace(
             params={**state.params, player: own},
             model_state=model_state,
             opt_state={**state.opt_state, player: opt_state},
         )
-        named = {f"{player}_{name}": mean for name, mean in {**metrics, **norms}.items()}
+        named = {f"{player}_{name}": mean for name, mean in metrics.items()}
         return moved, named
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from jaxgen import data, optim, sharding
-from jaxgen.types import Key, LoopSettings, Mean, Metrics, PyTree, UserError
+from jaxgen import data, optim, sharding, systems
+from jaxgen.types import Batch, Key, LoopSettings, LossFn, Mean, Metrics, PyTree, System, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +128,20 @@ def make_optimizer(config: ConfigDict, *, num_steps: int) -> optax.GradientTrans
         eps=config.eps,
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
+    )
+
+
+def make_system(
+    config: ConfigDict, init_variables: Callable[[Key, Batch], tuple[PyTree, PyTree]], loss_fn: LossFn
+) -> System:
+    """Gradient descent on the loss as config.optim describes, for config.train.num_steps updates."""
+    return systems.gradient_system(
+        init_variables,
+        loss_fn,
+        make_optimizer(config.optim, num_steps=config.train.num_steps),
+        ema_decay=config.optim.ema_decay,
+        ema_warmup=config.optim.ema_warmup,
+        accumulate=config.optim.accumulate,
     )
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from experiments import common
 from experiments.common import checks
-from jaxgen import data, pictures, systems
+from jaxgen import data, pictures
 from jaxgen.objectives import classification
 from jaxgen.types import Array, Batch, Experiment, Key, PyTree, Score, Scores, TrainState, UserError
 
@@ -54,14 +54,8 @@ def bind(
         )
         return logits, model_state
 
-    system = systems.gradient_system(
-        init,
-        classification.make_loss(apply, label_smoothing=config.objective.label_smoothing),
-        common.make_optimizer(config.optim, num_steps=config.train.num_steps),
-        ema_decay=config.optim.ema_decay,
-        ema_warmup=config.optim.ema_warmup,
-        accumulate=config.optim.accumulate,
-    )
+    loss = classification.make_loss(apply, label_smoothing=config.objective.label_smoothing)
+    system = common.make_system(config, init, loss)
     plain_loss = classification.make_loss(apply)
     stream = common.training_stream(config.data, train, seed=config.seed, mesh=mesh)
     checks.check_best_metric(config.train.best_metric, plain_loss, system, stream(0))

@@ -18,9 +18,8 @@ import jax
 import numpy as np
 
 from experiments import text_to_image
-from experiments.common.trained_runs import read_run
 from experiments.figures import command
-from experiments.figures.trained import restore
+from experiments.figures.trained import restore, run_of
 from jaxgen import data, sharding
 from jaxgen.data.captioned_scenes import Scenes
 from jaxgen.types import TrainState, UserError
@@ -49,10 +48,7 @@ def obeyed_shares(
 
 def draw(given: argparse.Namespace, workdir: Path, out: Path) -> None:
     """Samples, prints what of them is as it should be, and writes the picture."""
-    run = read_run(str(workdir))
-    if run.module is not text_to_image:
-        raise UserError(f"{workdir} holds a run of {run.experiment}, not of experiments/text_to_image.py.")
-    config = run.config
+    config = run_of(text_to_image, workdir).config
     with config.unlocked():
         if given.guidance is not None:
             config.sampling.guidance = given.guidance

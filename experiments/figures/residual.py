@@ -11,7 +11,6 @@ Trained on the spot are networks of the preset `digits` of experiments/resnet.py
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,9 +25,9 @@ from ml_collections import ConfigDict
 from experiments import common, resnet
 from experiments.common import classifying
 from experiments.figures import command
-from jaxgen import loop, pictures, sharding
+from experiments.figures.trained import restore, run_of
+from jaxgen import pictures, sharding
 from jaxgen.models.resnet import cifar_stages
-from jaxgen.recorded import flatten
 from jaxgen.types import Array, Key, Mean, Metrics, PyTree, TrainState, UserError
 from jaxgen.workdir import read_metrics
 
@@ -98,26 +97,10 @@ def read(workdir: Path) -> tuple[ConfigDict, Trained]:
 
     Raises UserError where the folder holds no such run.
     """
-    try:
-        saved = json.loads((workdir / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{workdir} holds no run: {error}") from error
-    if Path(saved["experiment"]).stem != "resnet":
-        raise UserError(f"{workdir} holds a run of {saved['experiment']}, not of experiments/resnet.py.")
-    settings = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in flatten(saved["config"]).items()
-    }
-    config = common.with_settings(resnet.get_config(saved["preset"]), settings)
+    config = run_of(resnet, workdir).config
     mesh = sharding.make_mesh()
     experiment = resnet.build(config, mesh)
-    checkpoints = loop.open_checkpoints(experiment, workdir)
-    try:
-        state = checkpoints.restore(loop.abstract_state(experiment, mesh))
-    finally:
-        checkpoints.close()
-    if state is None:
-        raise UserError(f"{workdir} holds no checkpoint yet: train it first.")
+    state = restore(experiment, workdir, mesh)
     accuracy = read_metrics(workdir).get("validation/accuracy", [])
     curve = [(step, 100 * (1 - value)) for step, value in accuracy]
     return config, Trained(curve, *deletions(config, state))

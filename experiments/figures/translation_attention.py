@@ -9,7 +9,6 @@ where the network looked as it wrote piece t.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +16,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments import common, translation
+from experiments import translation
 from experiments.common import sequences as shared
 from experiments.figures import command
-from jaxgen import loop, sharding
+from experiments.figures.trained import restore, run_of
+from jaxgen import sharding
 from jaxgen.data import sequences as batches
 from jaxgen.data.texts import Pairs
-from jaxgen.recorded import flatten
 from jaxgen.types import UserError
 
 
@@ -32,28 +31,12 @@ def maps_of(workdir: Path, sentences: Sequence[str]) -> list[tuple[str, np.ndarr
 
     Raises UserError where the folder holds no trained run of experiments/translation.py.
     """
-    try:
-        saved = json.loads((workdir / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{workdir} holds no run: {error}") from error
-    if Path(saved["experiment"]).stem != "translation":
-        raise UserError(f"{workdir} holds a run of {saved['experiment']}, not of experiments/translation.py.")
-    settings = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in flatten(saved["config"]).items()
-    }
-    config = common.with_settings(translation.get_config(saved["preset"]), settings)
+    config = run_of(translation, workdir).config
     pairs = translation.load(config, seed=config.seed)
     source, target = translation.make_tokenizers(config.data, pairs["train"])
     mesh = sharding.make_mesh()
     experiment = translation.build(config, mesh)
-    checkpoints = loop.open_checkpoints(experiment, workdir)
-    try:
-        state = checkpoints.restore(loop.abstract_state(experiment, mesh))
-    finally:
-        checkpoints.close()
-    if state is None:
-        raise UserError(f"{workdir} holds no checkpoint yet: train it first.")
+    state = restore(experiment, workdir, mesh)
     params, model = state.sampling_params, translation.make_model(config, len(source), len(target))
     translate = translation.make_translate(config.sampling, model, target, beam=config.sampling.beam)
     look = translation.make_look(model)
