@@ -35,7 +35,7 @@ _MNIST = {
     "model.num_levels": 2,
     "model.generator_channels": 16,
     "model.discriminator_channels": 16,
-    "train.num_steps": 8000,
+    "train.num_steps": 5000,
     "train.validate_every": 1000,
     "train.checkpoint_every": 500,
     "evaluation.num_samples": 10_000,

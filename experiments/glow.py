@@ -72,7 +72,7 @@ PRESETS = {
             "data.source": "mnist",
             "model.num_steps": 12,
             "model.width": 64,
-            "train.num_steps": 4000,
+            "train.num_steps": 3000,
             "train.validate_every": 1000,
             "train.checkpoint_every": 250,
             "evaluation.num_samples": 1000,

@@ -35,7 +35,7 @@ _MNIST = {
     "data.binarise": True,
     "model.likelihood": "bernoulli",
     "model.num_layers": 7,
-    "train.num_steps": 4000,
+    "train.num_steps": 3000,
     "train.validate_every": 1000,
     "train.checkpoint_every": 250,
     "evaluation.num_samples": 1000,
