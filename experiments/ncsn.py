@@ -97,7 +97,7 @@ PRESETS = {
         {
             "data.source": "mnist",
             "data.batch_size": 32,
-            "train.num_steps": 4000,
+            "train.num_steps": 3000,
             "train.checkpoint_every": 250,
             "noise.sigma_min": 0.01,
             "sampling.start": "normal",
