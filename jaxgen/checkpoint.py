@@ -138,11 +138,16 @@ class Checkpoints:
         self._open()
 
     def _open(self) -> None:
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=self._options,
-            item_handlers={"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()},
-        )
+        handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.directory, options=self._options, item_handlers=handlers
+            )
+        except ValueError as error:  # Orbax reads every checkpoint's description of itself here
+            raise UserError(
+                f"A file _CHECKPOINT_METADATA in {self.directory} is not what was saved ({error}); "
+                "delete it, the checkpoint can be read without."
+            ) from error
 
     def _goodness(self, metrics: Any) -> float:
         value = metrics[self._best_metric]

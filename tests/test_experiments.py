@@ -172,12 +172,26 @@ def _has_checkpoint(workdir):
 UNJUDGED = ("--config.evaluation.classifier=", "--config.evaluation.num_likelihood=16")
 
 
-def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_bits(tmp_path):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    mesh = sharding.make_mesh()
-    module = cli.load_experiment("experiments/ddpm.py").module
-    loop.train(module.build(module.get_config("smoke"), mesh), whole, mesh)
-    process = _start("ddpm", stopped, *UNJUDGED)
+LONGER = (
+    *UNJUDGED,
+    "--config.train.num_steps=40",
+    "--config.train.checkpoint_every=4",
+    "--config.train.validate_every=20",
+)
+
+
+@pytest.fixture(scope="module")
+def whole_ddpm(tmp_path_factory):
+    """The workdir of a DDPM that went through undisturbed, for the two tests below to compare with."""
+    workdir = tmp_path_factory.mktemp("whole") / "ddpm"
+    status, _, stderr = _here(_config("ddpm"), f"--workdir={workdir}", *LONGER)
+    assert status == 0, stderr
+    return workdir
+
+
+def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_bits(whole_ddpm, tmp_path):
+    stopped = tmp_path / "stopped"
+    process = _start("ddpm", stopped, *LONGER)
     _wait_until(_has_checkpoint(stopped), process)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=240)
@@ -185,29 +199,19 @@ def test_sigterm_saves_and_the_same_command_goes_on_to_the_same_bits(tmp_path):
         assert process.returncode == 128 + signal.SIGTERM, stderr
         assert "the same command goes on" in stderr
         assert "Traceback" not in stderr
-        status, _, stderr = run(_config("ddpm"), f"--workdir={stopped}", *UNJUDGED)
+        status, _, stderr = run(_config("ddpm"), f"--workdir={stopped}", *LONGER)
         assert status == 0, stderr
-    assert _digests(stopped, _last_step(whole)) == _digests(whole, _last_step(whole))
+    assert _digests(stopped, _last_step(whole_ddpm)) == _digests(whole_ddpm, _last_step(whole_ddpm))
 
 
-LONGER = (
-    *UNJUDGED,
-    "--config.train.num_steps=60",
-    "--config.train.checkpoint_every=4",
-    "--config.train.validate_every=20",
-)
-
-
-def test_ddpm_killed_at_random_steps_ends_with_the_same_bits(tmp_path):
+def test_ddpm_killed_at_random_steps_ends_with_the_same_bits(whole_ddpm, tmp_path):
     """kill -9 twice, each at a random moment after some progress, then to the end."""
-    status, _, stderr = run(_config("ddpm"), f"--workdir={tmp_path / 'whole'}", *LONGER)
-    assert status == 0, stderr
     rng = np.random.default_rng()  # another moment at every run of the test
     killed = tmp_path / "killed"
     seen = [0]
     for _ in range(2):
         process = _start("ddpm", killed, *LONGER)
-        goal = min(seen[-1] + int(rng.integers(1, 24)), 56)
+        goal = min(seen[-1] + int(rng.integers(1, 16)), 36)
 
         def came_so_far(goal=goal):
             return (killed / "checkpoints").is_dir() and _last_step_or_0(killed) >= goal
@@ -223,20 +227,20 @@ def test_ddpm_killed_at_random_steps_ends_with_the_same_bits(tmp_path):
     states = []
     module = cli.load_experiment("experiments/ddpm.py").module
     config = module.get_config("smoke")
-    config.train.num_steps = 60
+    config.train.num_steps = 40
     config.evaluation.classifier = ""
     mesh = sharding.make_mesh()
     experiment = module.build(config, mesh)
-    for workdir in (tmp_path / "whole", killed):
+    for workdir in (whole_ddpm, killed):
         checkpoints = loop.open_checkpoints(experiment, workdir)
         state = checkpoints.restore(loop.abstract_state(experiment, mesh))
         checkpoints.close()
         states.append(state._replace(key=jax.random.key_data(state.key)))
-    assert int(states[0].step) == 60
+    assert int(states[0].step) == 40
     chex.assert_trees_all_equal(*states)
     steps = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
-    assert (killed / "result.json").read_bytes() == (tmp_path / "whole" / "result.json").read_bytes()
+    assert (killed / "result.json").read_bytes() == (whole_ddpm / "result.json").read_bytes()
 
 
 def _last_step_or_0(workdir):

@@ -121,6 +121,18 @@ def test_every_checkpoint_damaged_is_an_error_and_loses_nothing(three):
     assert sorted(path.name for path in three.iterdir() if path.is_dir()) == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize("content", ["[]", '{"item_handlers": 7}'])
+def test_a_description_that_orbax_did_not_write_may_be_deleted(three, content):
+    (three / "2" / "_CHECKPOINT_METADATA").write_text(content)
+    with pytest.raises(UserError, match=r"_CHECKPOINT_METADATA .* delete it"):
+        _reopen(three)
+    (three / "2" / "_CHECKPOINT_METADATA").unlink()
+    checkpoints, messages = _reopen(three)
+    chex.assert_trees_all_equal(_plain(checkpoints.restore(_abstract(_state(0)))), _plain(_state(2)))
+    checkpoints.close()
+    assert messages == []
+
+
 def test_another_models_checkpoint_is_refused_by_name(three):
     checkpoints, _ = _reopen(three)
     with pytest.raises(UserError, match=r"another model: .*params.*'w'.*float32\[400, 3\].*float32\[5, 3\]"):

@@ -166,6 +166,7 @@ def test_multi30k_has_its_published_counts():
     assert (reverse.source, reverse.target) == (pairs["test"].target, pairs["test"].source)
 
 
+@pytest.mark.slow
 @_needs("tatoeba")
 def test_tatoeba_keeps_an_english_sentence_in_one_split():
     train, test = (load_pairs("tatoeba:fra-eng", split) for split in ("train", "test"))
