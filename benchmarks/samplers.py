@@ -1,10 +1,9 @@
 """1,000-step sampling against diffusers and PyTorch: `python -m benchmarks.samplers [--quick] [--record]`.
 
 Ancestral sampling of a DDPM, and annealed Langevin dynamics of 10 levels of 100 steps, with the same U-Net,
-batch,
-schedule and number of network calls on either side: diffusers' `DDPMScheduler` and the loop of the NCSN
-authors' code written for PyTorch. Ours is one compiled program each; its compilation is in the first call,
-which the table shows apart. With --quick the chains have 100 steps.
+batch, schedule and number of network calls on either side: diffusers' `DDPMScheduler` and the loop of the
+NCSN authors' code written for PyTorch. Ours is one compiled program each; its compilation is in the first
+call, which the table shows apart. With --quick the chains have 100 steps.
 """
 
 from __future__ import annotations
@@ -163,7 +162,7 @@ def main() -> None:
     args = timing.parser(__doc__.splitlines()[0]).parse_args()
     timing.require("torch", "diffusers")
     setting = Setting(num_steps=100) if args.quick else Setting()
-    rounds, seconds = (5, 40.0) if args.quick else (15, 240.0)
+    rounds, seconds = (5, 40.0) if args.quick else (9, 120.0)
     timing.report("samplers", cases(setting, rounds, seconds), ("torch", "diffusers"), args.record)
 
 
