@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+_PIECE = 1 << 20
+
 
 def pack(sentences: Iterable[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Sentences as (tokens int32 [N], starts int64 [S + 1])."""
@@ -26,13 +28,19 @@ def check(tokens: np.ndarray, starts: np.ndarray, vocab_size: int) -> None:
             f"tokens and starts must be lists of whole numbers, not {tokens.dtype} {tokens.shape} and "
             f"{starts.shape}"
         )
-    if not len(starts) or starts[0] != 0 or starts[-1] != len(tokens) or np.any(np.diff(starts) < 0):
+    if not len(starts) or starts[0] != 0 or starts[-1] != len(tokens) or not _rises(starts):
         raise ValueError(f"starts must rise from 0 to the number of tokens, {len(tokens)}")
     if len(tokens) and not (tokens.min() >= -1 and tokens.max() < vocab_size):
         raise ValueError(
             f"tokens must lie in -1..{vocab_size - 1}, not in {tokens.min()}..{tokens.max()}, "
             f"for a vocabulary of {vocab_size} words"
         )
+
+
+def _rises(starts: np.ndarray) -> bool:
+    """Whether no element is below the one before it; by pieces, since `starts` may be larger than memory."""
+    pieces = range(0, len(starts), _PIECE)
+    return all(not np.any(np.diff(starts[first : first + _PIECE + 1]) < 0) for first in pieces)
 
 
 def sentence_numbers(starts: np.ndarray, begin: int, end: int) -> np.ndarray:
