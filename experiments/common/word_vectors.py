@@ -41,8 +41,18 @@ FIELD_CHECKS: dict[str, tuple[Any, dict[str, Any]]] = {
 ANALOGY_WORDS = 30_000  # the vocabulary that answers are chosen from, as the C program's default
 _SIMILARITIES = {
     "wordsim353": "EN-WS-353-ALL.txt",
+    "wordsim353_related": "EN-WS-353-REL.txt",
+    "wordsim353_similar": "EN-WS-353-SIM.txt",
     "men": "EN-MEN-TR-3k.txt",
     "simlex999": "EN-SIMLEX-999.txt",
+    "simverb3500": "EN-SimVerb-3500.txt",
+    "verb143": "EN-VERB-143.txt",
+    "rare_words": "EN-RW-STANFORD.txt",
+    "mturk287": "EN-MTurk-287.txt",
+    "mturk771": "EN-MTurk-771.txt",
+    "rg65": "EN-RG-65.txt",
+    "mc30": "EN-MC-30.txt",
+    "yp130": "EN-YP-130.txt",
 }
 
 
@@ -131,17 +141,24 @@ def scores(vectors: np.ndarray, words: Sequence[str]) -> Scores:
     if (folder / "questions-words.txt").is_file():
         table = judges.Vectors(vectors, words, restrict=ANALOGY_WORDS, fold_case=True)
         questions = judges.read_analogies(folder / "questions-words.txt")
-        total = judges.analogies(table, questions)["total"]
-        if total.asked:
-            of = f"{total.out_of_vocabulary:,} out of the {min(len(words), ANALOGY_WORDS):,} words"
-            found["analogies"] = Score(total.accuracy, f"share, 3CosAdd, {of}", total.asked, True)
+        by_addition = judges.analogies(table, questions)
+        by_product = judges.analogies(table, questions, method="mul")["total"]
+        asked = {
+            "analogies": ("3CosAdd", by_addition.pop("total")),
+            "analogies_3cosmul": ("3CosMul", by_product),
+            **{f"analogies_{section}": ("3CosAdd", score) for section, score in by_addition.items()},
+        }
+        for name, (method, score) in asked.items():
+            if score.asked:
+                of = f"{score.out_of_vocabulary:,} out of the {min(len(words), ANALOGY_WORDS):,} words"
+                found[name] = Score(score.accuracy, f"share, {method}, {of}", score.asked, True)
+    table = judges.Vectors(vectors, words, fold_case=True)
     for name, file in _SIMILARITIES.items():
         if (folder / file).is_file():
-            table = judges.Vectors(vectors, words, fold_case=True)
-            score = judges.similarity(table, judges.read_similarities(folder / file))
-            if score.num_pairs > 2 and np.isfinite(score.rho):
-                of = f"{score.out_of_vocabulary:,} pairs out of vocabulary"
-                found[name] = Score(score.rho, f"Spearman, {of}", score.num_pairs, True)
+            similarity = judges.similarity(table, judges.read_similarities(folder / file))
+            if similarity.num_pairs > 2 and np.isfinite(similarity.rho):
+                of = f"{similarity.out_of_vocabulary:,} pairs out of vocabulary"
+                found[name] = Score(similarity.rho, f"Spearman, {of}", similarity.num_pairs, True)
     return found
 
 
