@@ -94,7 +94,7 @@ PRESETS = {
     "mnist": Preset(
         "2 CPU cores",
         20,
-        "squared error 3.00 per image at 30 dimensions (Hinton & Salakhutdinov 2006)",
+        "squared error 3.36 per image at 30 dimensions, PCA 13.87 (Hinton & Salakhutdinov 2006: 3.00)",
         {"data.source": "mnist", **_MNIST},
     ),
     "mnist_denoising": Preset(
