@@ -6,9 +6,10 @@
 
 Trained with noise of all levels up to data.max_sigma, it is judged as a denoiser at 15, 25 and 50 of 255, as
 the prior that takes a blur and 1 % noise off again, beside the Wiener filter and total variation on the same
-images, and as the prior that fills holes. Test images share no pixel with the training patches (see
-jaxgen/data/natural.py). Noise levels are in units of 1/255 of the range. On two cores that do nothing else
-`natural_cpu` trains for 20 minutes and is judged for 15.
+images, as the prior that fills holes and, where evaluation.tasks has superresolution, as the one that
+enlarges blurred and thinned-out images, beside bicubic interpolation. Test images share no pixel with the
+training patches (see jaxgen/data/natural.py). Noise levels are in units of 1/255 of the range. On two cores
+that do nothing else `natural_cpu` trains for 20 minutes and is judged for 15.
 
 With config.denoiser nothing is trained: the folder of another run (ddpm, ncsn, score_sde, restoration) gives
 the denoiser, through the one interface of jaxgen/denoising.py. Its state comes with the evaluation, so the
@@ -53,6 +54,7 @@ from jaxgen.types import (
     UserError,
 )
 
+TASKS = ("denoising", "deblurring", "inpainting", "superresolution")
 PRESETS = {
     "smoke": Preset(
         "1 CPU core",
@@ -74,6 +76,7 @@ PRESETS = {
             "evaluation.num_denoised": 1,
             "evaluation.num_images": 1,
             "evaluation.crop": 24,
+            "evaluation.tasks": TASKS,
         },
     ),
     "photos": Preset("2 CPU cores", 10, "not recorded yet", {}),
@@ -97,12 +100,13 @@ PRESETS = {
             "evaluation.num_denoised": 68,
             "evaluation.num_images": 68,
             "evaluation.crop": 0,
+            "evaluation.tasks": TASKS,
         },
     ),
     "natural_cpu": Preset(
         "2 CPU cores",
         50,
-        "BSD68 at 15/25/50: 31.0/28.5/25.4 dB; deblurring: DMSP 26.1, HQS 26.6 dB",
+        "BSD68 at 15/25/50: 31.0/28.5/25.4 dB; deblurring: HQS 26.6 dB; 3 times enlarged: HQS 24.6 dB",
         {
             "data.source": "natural",
             "data.patch": 40,
@@ -121,6 +125,7 @@ PRESETS = {
             "evaluation.num_denoised": 68,
             "evaluation.num_images": 8,
             "evaluation.crop": 96,
+            "evaluation.tasks": TASKS,
         },
     ),
 }
@@ -136,6 +141,7 @@ FIELD_CHECKS = {
     "evaluation.crop": (20, {}),
     "evaluation.num_denoised": (2, {}),
     "evaluation.num_images": (2, {}),
+    "evaluation.tasks": (("denoising",), {}),
     "inpainting.hole": ("middle", {}),
     "inpainting.reverse_steps": (2, {}),
     "inpainting.dps_scale": (0.1, {"inpainting.reverse_steps": 2}),
@@ -193,7 +199,16 @@ def get_config(preset: str) -> ConfigDict:
     )
     config.denoiser = ""  # the folder of a trained run to take the denoiser of; "" trains one
     # Whole images are denoised; the middles of some are restored and filled (crop 0: those too are whole).
-    config.evaluation = ConfigDict({"num_denoised": 2, "num_images": 2, "crop": 128})
+    config.evaluation = ConfigDict(
+        {
+            "tasks": TASKS[:3],
+            "num_denoised": 2,
+            "num_images": 2,
+            "crop": 128,
+            "factor": 3,  # superresolution: of all so many pixels of a row and of a column one is left,
+            "factor_blur": 1.6,  # after a Gaussian blur
+        }
+    )
     return common.with_settings(config, PRESETS[preset].settings)
 
 
@@ -212,6 +227,13 @@ def check(config: ConfigDict) -> None:
     checks.above(config, 0.0, "inpainting.step_ratio", "inpainting.dps_scale")
     inpainting = config.inpainting
     geometric_sigmas(inpainting.sigma_max, inpainting.sigma_min, inpainting.num_levels)
+    checks.at_least(config, 1, "evaluation.factor")
+    checks.above(config, 0.0, "evaluation.factor_blur")
+    if not config.evaluation.tasks:
+        raise UserError(f"evaluation.tasks is empty: give some of {', '.join(TASKS)}.")
+    for task in config.evaluation.tasks:
+        if task not in TASKS:
+            raise checks.unknown("evaluation.tasks", task, TASKS)
     if config.evaluation.crop and config.evaluation.crop < 16:
         raise UserError(f"evaluation.crop must be at least 16, or 0 for none, not {config.evaluation.crop}.")
     fields = ("noise", "dmsp_sigma", "daep_sigma", "red_sigma", "hqs_sigma_max", "total_variation")
@@ -364,6 +386,13 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         mask = jnp.asarray(mask_of(truth))
         return run_all(restoring.inpaintings(config, prior(params), truth, mask, schedules), key)
 
+    @jax.jit
+    def enlarged(params: PyTree, truth: Array, key: Key) -> dict[str, Array]:
+        observed_key, enlarge_key = jax.random.split(key)
+        operator = restoring.low_resolution(config.evaluation.factor, config.evaluation.factor_blur)
+        y = operators.observe(operator, truth, restoring.unit(config.restoration.noise), observed_key)
+        return run_all(restoring.superresolutions(config, prior(params), y), enlarge_key)
+
     def run_all(methods: Mapping[str, Callable[[Array], Array]], key: Key) -> dict[str, Array]:
         keys = jax.random.split(key, len(methods))
         return {name: method(k) for (name, method), k in zip(methods.items(), keys, strict=True)}
@@ -390,8 +419,12 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         """What the windows of the blur are centred on: the part that is judged."""
         return x[:, rows : x.shape[1] - rows, columns : x.shape[2] - columns]
 
-    def evaluate(state: TrainState, needed: Mapping[str, TrainState]) -> Scores:
-        params = (needed["denoiser"] if run else state).sampling_params
+    def divisible(x: np.ndarray) -> np.ndarray:
+        """The part of the images that evaluation.factor divides."""
+        height, width = (size - size % config.evaluation.factor for size in x.shape[1:3])
+        return x[:, :height, :width]
+
+    def denoising_scores(params: PyTree) -> dict[str, Score]:
         scores: dict[str, Score] = {}
         for sigma in _LEVELS:
             values = denoising_psnr(params, whole, sigma)
@@ -400,42 +433,63 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
             scores[f"psnr_denoised_{sigma}"] = Score(
                 float(values.mean()), "dB", len(values), True, *reference
             )
-        found: dict[str, list[np.ndarray]] = {}
-        similar: dict[str, list[np.ndarray]] = {}
-        in_hole: dict[str, list[np.ndarray]] = {}
+        return scores
+
+    def evaluate(state: TrainState, needed: Mapping[str, TrainState]) -> Scores:
+        params = (needed["denoiser"] if run else state).sampling_params
+        tasks = config.evaluation.tasks
+        found: dict[tuple[str, str], list[np.ndarray]] = {}
+
+        def note(name: str, unit_name: str, values: np.ndarray) -> None:
+            found.setdefault((name, unit_name), []).append(values)
+
+        hole = f"dB, in the hole ({config.inpainting.hole})"
+        times = f"dB, {config.evaluation.factor} times enlarged"
         for number, x in enumerate(groups):
-            restored_key, filled_key = jax.random.split(
-                jax.random.fold_in(jax.random.key(config.seed + 1), number)
-            )
-            for name, image in restored(params, jnp.asarray(x), restored_key).items():
-                found.setdefault(name, []).append(psnr(inside(np.asarray(image)), inside(x), 2.0))
-                if min(inside(x).shape[1:3]) >= _SSIM_WINDOW:
-                    similar.setdefault(name, []).append(ssim(inside(np.asarray(image)), inside(x), 2.0))
-            for name, image in filled(params, jnp.asarray(x), filled_key).items():
-                in_hole.setdefault(name, []).append(restoring.hole_psnr(np.asarray(image), x, mask_of(x)))
-        for prefix, unit_name, kind in (
-            ("psnr", "dB", found),
-            ("ssim", "SSIM", similar),
-            ("inpainting_psnr", f"dB, in the hole ({config.inpainting.hole})", in_hole),
-        ):
-            for name, parts in kind.items():
-                values = np.concatenate(parts)
-                scores[f"{prefix}_{name}"] = Score(float(values.mean()), unit_name, len(values), True)
+            root = jax.random.fold_in(jax.random.key(config.seed + 1), number)
+            restored_key, filled_key = jax.random.split(root)
+            if "deblurring" in tasks:
+                for name, image in restored(params, jnp.asarray(x), restored_key).items():
+                    judged, truth = inside(np.asarray(image)), inside(x)
+                    note(f"psnr_{name}", "dB", psnr(judged, truth, 2.0))
+                    if min(truth.shape[1:3]) >= _SSIM_WINDOW:
+                        note(f"ssim_{name}", "SSIM", ssim(judged, truth, 2.0))
+            if "inpainting" in tasks:
+                for name, image in filled(params, jnp.asarray(x), filled_key).items():
+                    note(
+                        f"inpainting_psnr_{name}", hole, restoring.hole_psnr(np.asarray(image), x, mask_of(x))
+                    )
+            if "superresolution" in tasks:
+                key, truth = jax.random.fold_in(root, 2), divisible(x)
+                for name, image in enlarged(params, jnp.asarray(truth), key).items():
+                    note(f"superresolution_psnr_{name}", times, psnr(np.asarray(image), truth, 2.0))
+        scores = denoising_scores(params) if "denoising" in tasks else {}
+        for (name, unit_name), parts in found.items():
+            values = np.concatenate(parts)
+            scores[name] = Score(float(values.mean()), unit_name, len(values), True)
         return scores
 
     def write_samples(state: TrainState, key: Key, num: int, directory: Path) -> list[Path]:
         """What each method made of the test images: from left to right, the truth at the end."""
         truth = groups[0][: num or 2]
-        params, x = state.sampling_params, jnp.asarray(truth)
+        params = state.sampling_params
         restored_key, filled_key = jax.random.split(key)
+        frames: dict[str, list[np.ndarray]] = {}
         directory.mkdir(parents=True, exist_ok=True)
-        paths = [directory / "restored.png", directory / "inpainting.png"]
-        methods = restored(params, x, restored_key), filled(params, x, filled_key)
-        for path, images in zip(paths, methods, strict=True):
-            frames = [np.asarray(image) for image in images.values()]
-            if path.stem == "inpainting":
-                frames = [truth * mask_of(truth), *frames]
-            pictures.save_strip(path, np.stack([*frames, truth]), scale=max(1, 64 // truth.shape[1]))
+
+        def show(task: str, methods: Mapping[str, Array], truth: np.ndarray) -> None:
+            frames[task] = [*(np.asarray(image) for image in methods.values()), truth]
+
+        show("restored", restored(params, jnp.asarray(truth), restored_key), truth)
+        show("inpainting", filled(params, jnp.asarray(truth), filled_key), truth)
+        frames["inpainting"].insert(0, truth * mask_of(truth))
+        if "superresolution" in config.evaluation.tasks:
+            part, enlarge_key = divisible(truth), jax.random.fold_in(key, 2)
+            show("superresolution", enlarged(params, jnp.asarray(part), enlarge_key), part)
+        paths = []
+        for task, images in frames.items():
+            paths.append(directory / f"{task}.png")
+            pictures.save_strip(paths[-1], np.stack(images), scale=max(1, 64 // truth.shape[1]))
         return paths
 
     return Experiment(

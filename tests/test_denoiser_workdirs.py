@@ -110,6 +110,7 @@ def test_the_denoiser_of_a_folder_restores_as_it_did_at_home(trained, tmp_path):
     assert {path.name for path in (tmp_path / "again" / "samples").iterdir()} == {
         "restored.png",
         "inpainting.png",
+        "superresolution.png",
     }
 
 

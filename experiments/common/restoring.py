@@ -9,11 +9,13 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxgen import operators, processes
+from jaxgen.data.natural import gaussian_kernel
 from jaxgen.denoising import Denoiser, ddpm_from_denoiser, geometric_sigmas
 from jaxgen.samplers import restoration
 from jaxgen.samplers.chain import run_chain
@@ -74,6 +76,55 @@ def restorations(
         "wiener": wiener_filter,
         **{name: functools.partial(_run, chain, start.shape) for name, chain in chains.items()},
     }
+
+
+def low_resolution(factor: int, std: float) -> operators.LinearOperator:
+    """A Gaussian blur of 7 x 7 pixels and standard deviation `std`, and then every `factor`-th pixel."""
+    kernel = gaussian_kernel(7, std)
+    return operators.compose(operators.downsampling(factor), operators.blur(kernel, "replicate"))
+
+
+def enlarged(y: Array, factor: int) -> Array:
+    """Bicubic interpolation of [B, H, W, C] to [B, factor H, factor W, C], every factor-th pixel from the
+    first being one of y's, as `operators.downsampling` takes them."""
+    batch, height, width, channels = y.shape
+    shape = (batch, factor * height, factor * width, channels)
+    # Pixels are squares here, whose middles lie at halves: an enlargement alone would move the picture.
+    shift = jnp.full(2, 0.5 * (1 - factor), y.dtype)
+    scale = jnp.full(2, factor, y.dtype)
+    return jax.image.scale_and_translate(y, shape, (1, 2), scale, shift, "cubic")
+
+
+def superresolutions(
+    config: ConfigDict, denoiser: Denoiser | None, y: Array
+) -> dict[str, Callable[[Array], Array]]:
+    """{method: key -> enlarged images} for y = `low_resolution` of x, and noise of restoration.noise.
+
+    config: the whole one. Without a denoiser, the method that needs none.
+    """
+    factor = config.evaluation.factor
+    start = enlarged(y, factor)
+    methods: dict[str, Callable[[Array], Array]] = {"bicubic": lambda key: jnp.clip(start, -1.0, 1.0)}
+    if denoiser is None:
+        return methods
+    restoring, noise = config.restoration, unit(config.restoration.noise)
+    operator = low_resolution(factor, config.evaluation.factor_blur)
+    sigmas = np.geomspace(unit(restoring.hqs_sigma_max), noise, restoring.hqs_steps)
+    chains = {
+        "dmsp": restoration.dmsp_chain(
+            denoiser,
+            operator,
+            y,
+            start,
+            sigma=unit(restoring.dmsp_sigma),
+            noise_std=noise,
+            num_steps=restoring.num_steps,
+        ),
+        "hqs": restoration.hqs_chain(denoiser, operator, y, start, sigmas=sigmas, noise_std=noise),
+    }
+    for name, chain in chains.items():
+        methods[name] = functools.partial(_run, chain, start.shape)
+    return methods
 
 
 def hole_mask(kind: str, height: int, width: int, seed: int) -> np.ndarray:

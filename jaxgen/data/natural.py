@@ -82,6 +82,13 @@ def images_of(archive: str) -> dict[str, np.ndarray]:
         }
 
 
+def gaussian_kernel(size: int, std: float) -> np.ndarray:
+    """A Gaussian of standard deviation `std` pixels on size x size places, of sum 1, float64."""
+    line = np.exp(-0.5 * np.square((np.arange(size) - (size - 1) / 2) / std))
+    kernel = np.outer(line, line)
+    return np.asarray(kernel / kernel.sum(), np.float64)
+
+
 def blur_kernel(name: str) -> np.ndarray:
     """A kernel float64 [K, K] that sums to 1: levin09_1 to 8 (motion; Levin et al. 2009), kernels_12_1 to 12.
 
@@ -91,9 +98,7 @@ def blur_kernel(name: str) -> np.ndarray:
     if name == "flat":
         return np.full((5, 5), 1 / 25)
     if name == "gaussian":
-        line = np.exp(-0.5 * np.square(np.arange(-2, 3)))
-        kernel = np.outer(line, line)
-        return kernel / kernel.sum()
+        return gaussian_kernel(5, 1.0)
     with np.load(io.BytesIO(_read(*KERNELS)), allow_pickle=False) as kernels:
         if name not in kernels:
             raise UserError(
