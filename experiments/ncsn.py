@@ -93,7 +93,7 @@ PRESETS = {
     "mnist_cpu": Preset(
         "2 CPU cores",
         50,
-        "not recorded yet",
+        "0.64 recognised (held-out images: 0.98), Fréchet ratio 8.3",
         {
             "data.source": "mnist",
             "data.batch_size": 32,
