@@ -1,5 +1,6 @@
 """Strict settings for every test: rank promotion raises, reused keys raise, warnings are errors."""
 
+import gc
 import os
 from importlib.metadata import version
 
@@ -18,6 +19,16 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+# Tracing makes millions of objects and next to no garbage: a quarter of its time goes into looking for some.
+gc.set_threshold(200_000, 50, 100)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_kept_of_other_files():
+    """Programs of other files are of no use here, and thousands of them make collections of garbage slow."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -62,6 +62,7 @@ def test_a_missing_peer_ends_in_one_sentence_and_status_2(capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_network_and_operations_run_on_both_sides():
     pytest.importorskip("torch")
     pytest.importorskip("diffusers")

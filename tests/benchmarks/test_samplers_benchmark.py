@@ -3,6 +3,7 @@
 import pytest
 
 
+@pytest.mark.slow
 def test_both_chains_run_on_both_sides():
     pytest.importorskip("torch", reason="PyTorch is not installed")
     pytest.importorskip("diffusers", reason="diffusers is not installed")

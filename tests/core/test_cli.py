@@ -131,7 +131,7 @@ def test_values_of_another_type_are_refused_by_name(text, preset, says):
         ("--config.model.channels.x=3", "unknown config field 'model.channels.x'"),
         ("--config.model.channel_multipliers[0]=3", "did you mean 'model.channel_multipliers'?"),
         ("--config.model.channels", "config.model.channels needs a value: write --config.model.channels=8."),
-        ("--config.model.channel_multipliers", "write --config.model.channel_multipliers=1,2."),
+        ("--config.model.channel_multipliers", "write --config.model.channel_multipliers=1."),
         ("--noconfig.model.remat=false", "config.model.remat needs a value"),
         ("--config.to_dict=3", "unknown config field 'to_dict'"),
         ("--config.=3", "unknown config field ''"),
