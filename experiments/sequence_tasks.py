@@ -45,7 +45,7 @@ PRESETS = {
             "train.checkpoint_every": 2,
             "optim.warmup_steps": 1,
             "evaluation.num_examples": 10,
-            "evaluation.batch_size": 5,
+            "evaluation.batch_size": 6,
         },
     ),
     "recall": Preset("2 CPU cores", 1, "accuracy 1 (generated data)", {}),
