@@ -35,6 +35,11 @@ def _run(chain: Chain, shape: tuple[int, ...], key: Key) -> Array:
     return jnp.clip(run_chain(chain, key, indices, shape[1:]), -1.0, 1.0)
 
 
+def hqs_sigmas(config: ConfigDict) -> np.ndarray:
+    """The levels of `restoration.hqs_chain`, down to the noise of the images: of config.restoration."""
+    return np.geomspace(unit(config.hqs_sigma_max), unit(config.noise), config.hqs_steps)
+
+
 def restorations(
     config: ConfigDict, denoiser: Denoiser | None, y: Array, kernel: np.ndarray
 ) -> dict[str, Callable[[Array], Array]]:
@@ -49,7 +54,6 @@ def restorations(
     steps = {"num_steps": config.num_steps}
     told: dict[str, Any] = {"noise_std": noise, **steps}
     energy = np.square(kernel).sum((1, 2), dtype=np.float32)[:, None, None, None]
-    hqs_sigmas = np.geomspace(unit(config.hqs_sigma_max), noise, config.hqs_steps)
     chains: dict[str, Chain] = {}
     if denoiser is not None:
         dmsp = functools.partial(restoration.dmsp_chain, denoiser, operator, y, start)
@@ -59,7 +63,9 @@ def restorations(
             "dmsp_noise_blind": dmsp(sigma=sigma["dmsp"], row_energy=energy, **steps),
             "daep": restoration.daep_chain(denoiser, operator, y, start, sigma=sigma["daep"], **told),
             "red": restoration.red_chain(denoiser, operator, y, start, sigma=sigma["red"], **told),
-            "hqs": restoration.hqs_chain(denoiser, operator, y, start, sigmas=hqs_sigmas, noise_std=noise),
+            "hqs": restoration.hqs_chain(
+                denoiser, operator, y, start, sigmas=hqs_sigmas(config), noise_std=noise
+            ),
         }
     chains["total_variation"] = total_variation_chain(
         operator, y, start, strength=config.total_variation * noise, **steps
@@ -109,7 +115,7 @@ def superresolutions(
         return methods
     restoring, noise = config.restoration, unit(config.restoration.noise)
     operator = low_resolution(factor, config.evaluation.factor_blur)
-    sigmas = np.geomspace(unit(restoring.hqs_sigma_max), noise, restoring.hqs_steps)
+    sigmas = hqs_sigmas(restoring)
     chains = {
         "dmsp": restoration.dmsp_chain(
             denoiser,
