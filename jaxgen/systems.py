@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -273,28 +273,34 @@ def update_system(
 
 
 def row_descent(
-    loss: Callable[[Mapping[str, jax.Array]], jax.Array],
+    parts: Sequence[
+        tuple[Callable[[Mapping[str, jax.Array]], jax.Array], Mapping[str, tuple[str, jax.Array]]]
+    ],
     tables: Mapping[str, jax.Array],
-    look_ups: Mapping[str, tuple[str, jax.Array]],
     rate: jax.Array,
 ) -> dict[str, jax.Array]:
-    """One step of gradient descent that touches only the rows a loss looks at.
+    """One step of gradient descent on a sum of losses, touching only the rows that they look at.
 
-    loss: {name: rows [..., D]} -> scalar
+    parts: of each loss (loss, look_ups), where loss: {name: rows [..., D]} -> scalar and look_ups: {name:
+        (table, row numbers [...])}; a row looked up several times gets the sum of its gradients. Parts do not
+        wait for each other, so that XLA on CPU works several out at once.
     tables: {table: [V, D]}
-    look_ups: {name: (table, row numbers [...])}; a row looked up several times gets the sum of its gradients
     rate: scalar
 
     All of a table's rows are written by a single scatter: with two in turn XLA on CPU copies the table.
     """
-    rows = {name: tables[table][numbers] for name, (table, numbers) in look_ups.items()}
-    # Times the rate from the start, where the arrays are small.
-    step = jax.grad(lambda rows: -rate * loss(rows))(rows)
-    moved = dict(tables)
-    for table in tables:
-        names = [name for name, (where, _) in look_ups.items() if where == table]
-        if names:
-            numbers = jnp.concatenate([look_ups[name][1].reshape(-1) for name in names])
-            steps = jnp.concatenate([step[name].reshape(-1, step[name].shape[-1]) for name in names])
-            moved[table] = tables[table].at[numbers].add(steps)
-    return moved
+    numbers: dict[str, list[jax.Array]] = {table: [] for table in tables}
+    steps: dict[str, list[jax.Array]] = {table: [] for table in tables}
+    for loss, look_ups in parts:
+        rows = {name: tables[table][where] for name, (table, where) in look_ups.items()}
+        # Times the rate from the start, where the arrays are small.
+        gradient = jax.grad(lambda rows, loss=loss: -rate * loss(rows))(rows)
+        for name, (table, where) in look_ups.items():
+            numbers[table].append(where.reshape(-1))
+            steps[table].append(gradient[name].reshape(-1, gradient[name].shape[-1]))
+    return {
+        name: table.at[jnp.concatenate(numbers[name])].add(jnp.concatenate(steps[name]))
+        if numbers[name]
+        else table
+        for name, table in tables.items()
+    }

@@ -116,10 +116,14 @@ def test_row_descent_is_gradient_descent_on_the_whole_table():
         return loss({name: tables[where[name]][numbers[name]] for name in ("x", "y", "z")})
 
     look_ups = {name: (where[name], numbers[name]) for name in ("x", "y", "z")}
-    moved = jax.jit(lambda t: systems.row_descent(loss, t, look_ups, jnp.float32(0.1)))(tables)
+    moved = jax.jit(lambda t: systems.row_descent([(loss, look_ups)], t, jnp.float32(0.1)))(tables)
     gradient = jax.grad(of_tables)(tables)
     for name in tables:
         np.testing.assert_allclose(moved[name], tables[name] - 0.1 * gradient[name], rtol=1e-5, atol=1e-6)
+    # Two losses at once move along the sum of their gradients.
+    doubled = jax.jit(lambda t: systems.row_descent([(loss, look_ups)] * 2, t, jnp.float32(0.05)))(tables)
+    for name in tables:
+        np.testing.assert_allclose(doubled[name], moved[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -250,9 +254,10 @@ def test_an_update_is_descent_pair_by_pair(loss, kind):
         "rate": np.full(4, 0.1, np.float32),
     }
     batch["left"][0, 0, 0] = batch["right"][0, 0, 0] = 0  # a place with nothing around it
-    _, (update, _) = word2vec.make_update(config, counts)
     on_device = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tables)
-    moved, _ = jax.jit(update)(on_device, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
     expected = _step_pair_by_pair(config, counts, on_device, batch)
-    for name, table in expected.items():
-        np.testing.assert_allclose(moved[name], table, atol=5e-6)  # float32; moves are of 0.3 to 1.4
+    for num_sides in (1, 2):
+        _, (update, _) = word2vec.make_update(config, counts, num_sides)
+        moved, _ = jax.jit(update)(on_device, jax.tree.map(jnp.asarray, batch), jax.random.key(0))
+        for name, table in expected.items():
+            np.testing.assert_allclose(moved[name], table, atol=5e-6)  # float32; moves are of 0.3 to 1.4
