@@ -24,7 +24,7 @@ least of 80, with other work beside it), and what was tried:
   0.70 ms (0.99), CBOW 0.81 (0.92). Analogies after 5 epochs of wiki100m, window 5: skip-gram
   0.361 (0.366 before), CBOW 0.317.
 - the two halves of an update without waiting for each other, each on a core of its own up to the scatter: by
-  the clock 0.47 ms instead of 0.62 (skip-gram) and 0.68 (CBOW), the CPU time unchanged. This is what is there.
+  the clock 0.47 ms instead of 0.62 (skip-gram) and 0.68 (CBOW), the CPU time the same. This is what is there.
   Two whole updates of tables of their own, to be merged now and then, as a program for two devices: 0.44 and
   0.36 ms an update before any merging (50 ms for all rows), hardly faster, and not the same descent.
 - CBOW's sums as shifted copies forwards too: 2.5 ms, as XLA looks every row up 10 times; an optimization
