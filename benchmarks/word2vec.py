@@ -5,11 +5,11 @@
 200 dimensions, 5 negatives, subsampling 1e-3, min_count 5, rate 0.025 to 0.0001, windows 5 and 8, skip-gram
 and CBOW, 5 epochs, 2 workers for gensim. Speed is measured in turn, in this process, on the first words of
 the text, without making the vocabulary, gensim in its fastest mode (corpus_file), ours without the loop's log
-and checkpoints. With --runs each side also trains on the whole text, a run per seed, and answers the
-analogies and WordSim-353 by the same code; gensim then reads lines, as its corpus_file mode with 2 workers
-does not bring the rate down to the last one (each worker counts its own words against the whole). A run's
-figures stay in DIR, so that a stopped benchmark goes on. Without --text the text is wiki100m of
-JAXGEN_DATA_DIR.
+and checkpoints. With --runs each side also trains on the whole text, a run per seed, and its vectors are
+judged by the same code, mean and standard deviation over the seeds; gensim then reads lines, as its
+corpus_file mode with 2 workers does not bring the rate down to the last one (each worker counts its own words
+against the whole). A run's figures stay in DIR, so that a stopped benchmark goes on. Without --text the text
+is wiki100m of JAXGEN_DATA_DIR.
 
 The floor of a skip-gram update by pieces of T = 32 words, windows of 5 and K = 16 shared negatives at D = 200
 is 6 D (T + 10 + K) = 70 kFLOP for a word kept of 1.34 read, and about 5 rows of 800 bytes read and written;
@@ -41,7 +41,7 @@ import itertools
 import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,15 @@ from jaxgen import data, sharding
 from jaxgen.workdir import write_json
 
 EPOCHS, LINE = 5, 10_000  # gensim takes lines of at most 10,000 words
+JUDGED = (
+    "analogies",
+    "analogies_3cosmul",
+    "wordsim353",
+    "men",
+    "simlex999",
+    "category_purity",
+    "odd_one_out",
+)
 CASES = (("skip_gram", 5, 6.0), ("skip_gram", 8, 6.0), ("cbow", 5, 3.0), ("cbow", 8, 3.0))
 
 
@@ -120,7 +129,7 @@ def theirs(config: Any, path: Path, *, fastest: bool) -> tuple[Any, Callable[[],
 
 
 def accuracy(library: str, architecture: str, window: int, seed: int, path: Path) -> dict[str, Any]:
-    """Analogies and WordSim-353 after EPOCHS epochs on the whole text."""
+    """The JUDGED scores after EPOCHS epochs on the whole text, and the seconds that they took."""
     config = settings(architecture, window, seed, path)
     start = time.perf_counter()
     if library == "gensim":
@@ -133,10 +142,11 @@ def accuracy(library: str, architecture: str, window: int, seed: int, path: Path
         vocabulary = word_vectors.load_corpus(config.data).vocabulary.words
     seconds = time.perf_counter() - start
     scores = word_vectors.scores(vectors, vocabulary)
-    return {
-        **{name: {"value": score.value, "n": score.n} for name, score in scores.items()},
-        "seconds": round(seconds, 1),
-    }
+    return {**{name: scores[name].value for name in JUDGED}, "seconds": round(seconds, 1)}
+
+
+def _mean_and_spread(values: Sequence[float]) -> list[float]:
+    return [round(float(np.mean(values)), 4), round(float(np.std(values, ddof=min(1, len(values) - 1))), 4)]
 
 
 def main() -> None:
@@ -176,14 +186,20 @@ def main() -> None:
         asked.runs.mkdir(parents=True, exist_ok=True)
         whole = cache / "whole.txt"
         text_in_lines(source, whole, None)
-        for seed, (architecture, window, _), library in itertools.product(
-            asked.seeds.split(","), CASES, ("jaxgen", "gensim")
-        ):
+        seeds = asked.seeds.split(",")
+        found: dict[str, list[dict[str, float]]] = {}
+        for seed, (architecture, window, _), library in itertools.product(seeds, CASES, ("jaxgen", "gensim")):
+            case = f"{library} {architecture}, window {window}"
             kept = asked.runs / f"{library}_{architecture}_{window}_{seed}.json"
             if not kept.is_file():
                 write_json(kept, accuracy(library, architecture, window, int(seed), whole))
-            notes[kept.stem] = json.loads(kept.read_text())
-            print(kept.stem, notes[kept.stem], flush=True)
+            found.setdefault(case, []).append(json.loads(kept.read_text()))
+            print(case, f"seed {seed}", found[case][-1], flush=True)
+        notes["seeds"] = len(seeds)
+        notes["mean and standard deviation"] = {
+            case: {name: _mean_and_spread([run[name] for run in runs]) for name in runs[0]}
+            for case, runs in found.items()
+        }
     timing.report("word2vec", cases, ("gensim", "numpy"), asked.record, notes)
 
 

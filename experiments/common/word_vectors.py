@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import gzip
 import hashlib
 import os
 import re
@@ -54,6 +55,11 @@ _SIMILARITIES = {
     "mc30": "EN-MC-30.txt",
     "yp130": "EN-YP-130.txt",
 }
+# Those of the hypernyms of BLESS (Baroni & Lenci 2011) that are the classes which its words were chosen by.
+_BLESS_CLASSES = (
+    *("appliance", "bird", "building", "clothing", "container", "fish", "fruit", "furniture"),
+    *("insect", "instrument", "mammal", "tool", "tree", "vegetable", "vehicle", "weapon"),
+)
 
 
 def load_corpus(config: ConfigDict) -> Corpus:
@@ -132,11 +138,12 @@ def _python_documentation() -> str:
 
 
 def scores(vectors: np.ndarray, words: Sequence[str]) -> Scores:
-    """Analogies and similarities of the vectors, for as many of the sets as are at hand and know the words.
+    """Analogies, similarities and categories, for as many of the sets as are at hand and know the words.
 
     vectors: float [V, D]; words: the most frequent first.
     """
-    folder = Path(os.environ.get("JAXGEN_DATA_DIR", "")) / "wordsim"
+    data = Path(os.environ.get("JAXGEN_DATA_DIR", ""))
+    folder = data / "wordsim"
     found: dict[str, Score] = {}
     if (folder / "questions-words.txt").is_file():
         table = judges.Vectors(vectors, words, restrict=ANALOGY_WORDS, fold_case=True)
@@ -159,7 +166,50 @@ def scores(vectors: np.ndarray, words: Sequence[str]) -> Scores:
             if similarity.num_pairs > 2 and np.isfinite(similarity.rho):
                 of = f"{similarity.out_of_vocabulary:,} pairs out of vocabulary"
                 found[name] = Score(similarity.rho, f"Spearman, {of}", similarity.num_pairs, True)
-    return found
+    return {**found, **_category_scores(table, _bless_categories(data / "hypernyms"))}
+
+
+def _bless_categories(folder: Path) -> dict[str, list[str]]:
+    """{class: its words} of BLESS, without the words of several classes; empty where it is not at hand."""
+    files = [folder / f"siege-BLESS.{part}.tsv.gz" for part in ("val", "test")]
+    if not all(file.is_file() for file in files):
+        return {}
+    classes: dict[str, set[str]] = {}
+    for file in files:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                word, other, is_hypernym = (part.removesuffix("-n") for part in line.split("\t")[:3])
+                if is_hypernym == "True" and other in _BLESS_CLASSES:
+                    classes.setdefault(word, set()).add(other)
+    return {
+        name: sorted(word for word, its in classes.items() if its == {name})
+        for name in sorted(_BLESS_CLASSES)
+    }
+
+
+def _category_scores(table: judges.Vectors, categories: dict[str, list[str]]) -> Scores:
+    """Purity of a clustering, and how often the one of another category is found among four of one."""
+    known = {name: [word for word in words if table.find(word) >= 0] for name, words in categories.items()}
+    known = {name: words for name, words in known.items() if len(words) >= 4}
+    if len(known) < 2:
+        return {}
+    missing = sum(map(len, categories.values())) - sum(map(len, known.values()))
+    of = f"{len(known)} classes of BLESS, {missing} words out of vocabulary"
+    purity, num, _ = judges.categorisation(table, known)
+    rng = np.random.default_rng(0)
+    right = [
+        judges.odd_one_out(table, [*rng.choice(words, 4, replace=False), stranger]).word == stranger
+        for name, words in known.items()
+        for other, strangers in known.items()
+        if other != name
+        for stranger in strangers
+    ]
+    return {
+        "category_purity": Score(purity, f"share, spherical k-means, {of}", num, True),
+        "odd_one_out": Score(
+            float(np.mean(right)), f"share, one word among four of another class, {of}", len(right), True
+        ),
+    }
 
 
 def write(vectors: np.ndarray, vocabulary: Vocabulary, directory: Path, num: int) -> list[Path]:
