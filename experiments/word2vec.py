@@ -192,7 +192,8 @@ def check(config: ConfigDict) -> None:
 def make_update(config: ConfigDict, counts: np.ndarray, num_sides: int = 1) -> tuple[Any, Any]:
     """(init, (update, mean_loss)) for `systems.update_system`: a step goes through its pieces in turn.
 
-    num_sides: the streams of an update are worked out in this many parts side by side
+    num_sides: on CPU the streams of an update are worked out in this many parts side by side, which keeps
+        as many cores busy
     """
     window, piece = config.model.window, config.data.piece
     skip_gram = config.model.architecture == "skip_gram"
@@ -256,13 +257,14 @@ def make_update(config: ConfigDict, counts: np.ndarray, num_sides: int = 1) -> t
         fields = ("tokens", "left", "right", "negatives")
         parts = {name: jnp.moveaxis(batch[name], 1, 0) for name in fields}
         rate = batch["rate"][0]
+        sides_here = num_sides if jax.default_backend() == "cpu" else 1
 
         def loss_and_look_ups(part: Mapping[str, Array]) -> tuple[Any, Any]:
             look_ups, words, inside = looked_up(part)
             return (lambda rows: loss_of_rows(rows, inside, words)), look_ups
 
         def one(tables: PyTree, part: Mapping[str, Array]) -> tuple[PyTree, None]:
-            sides = zip(*(jnp.split(field, num_sides) for field in part.values()), strict=True)
+            sides = zip(*(jnp.split(field, sides_here) for field in part.values()), strict=True)
             losses = [loss_and_look_ups(dict(zip(part, side, strict=True))) for side in sides]
             return systems.row_descent(losses, tables, rate), None
 
@@ -297,10 +299,10 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         seed=config.seed,
         rows=slice(jax.process_index() * share, (jax.process_index() + 1) * share),
     )
-    # Two parts keep two cores busy, a fourth to two fifths faster; a table looked up whole must not be twice.
-    halves = devices == 1 and jax.default_backend() == "cpu" and config.objective.loss != "softmax"
-    dividing = config.data.num_streams % (2 * config.objective.sharing) == 0
-    init, (update, mean_loss) = make_update(config, vocabulary.counts, 2 if halves and dividing else 1)
+    # A table that is looked up whole must not be looked up twice.
+    halves = config.data.num_streams % (2 * config.objective.sharing) == 0 and devices == 1
+    num_sides = 2 if halves and config.objective.loss != "softmax" else 1
+    init, (update, mean_loss) = make_update(config, vocabulary.counts, num_sides)
     system = systems.update_system(init, update)
     settings = {
         name: value for name, value in config.train.to_dict().items() if name not in _OWN_TRAIN_FIELDS
