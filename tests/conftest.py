@@ -17,10 +17,12 @@ import chex
 import jax
 import pytest
 
+from jaxgen import memory
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
-# Tracing makes millions of objects and next to no garbage: a quarter of its time goes into looking for some.
-gc.set_threshold(200_000, 50, 100)
+memory.collect_garbage_seldom()
+memory.keep_freed_memory()
 
 
 @pytest.fixture(scope="module", autouse=True)

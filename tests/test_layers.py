@@ -50,7 +50,8 @@ ALLOWED = {
         "workdir",
     },
     "plan": {"types", "cli", "loop", "recorded", "session", "sharding"},
-    "run": {"types", "cli", "plan", "session"},
+    "memory": set(),
+    "run": {"types", "cli", "memory", "plan", "session"},
     # An experiment binds; it knows nothing of the loop that runs it, or of files. A figure may look at a run.
     "experiments": _BINDABLE,
     "figures": _BINDABLE | {"experiments", "checkpoint", "loop", "recorded", "run", "session", "workdir"},
