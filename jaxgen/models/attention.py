@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxgen.models.dense import Dense
 from jaxgen.models.normalization import GroupNorm
 from jaxgen.types import Array
 
@@ -72,7 +73,7 @@ class AttentionBlock(nn.Module):
     def __call__(self, x: Array) -> Array:
         b, h, w, c = x.shape
         dim = self.head_dim or c
-        dense = lambda features, init, name: nn.Dense(
+        dense = lambda features, init, name: Dense(
             features, kernel_init=init, dtype=self.dtype, param_dtype=self.param_dtype, name=name
         )
         normed = GroupNorm(self.num_groups, param_dtype=self.param_dtype, name="norm")(x)

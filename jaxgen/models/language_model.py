@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxgen.models.dense import Dense, embedding_logits
 from jaxgen.models.recurrent import Kind, Recurrent, initial_carry
 from jaxgen.types import Array, PyTree, UserError
 
@@ -55,7 +56,7 @@ class RecurrentLM(nn.Module):
         self.drop = nn.Dropout(self.dropout, broadcast_dims=(1,) if self.variational else ())
         if not self.tied:
             kernel_init = nn.initializers.lecun_normal() if self.init_scale is None else init
-            self.head = nn.Dense(self.vocab_size, kernel_init=kernel_init, **types)
+            self.head = Dense(self.vocab_size, kernel_init=kernel_init, **types)
 
     def __call__(
         self,
@@ -92,7 +93,7 @@ class RecurrentLM(nn.Module):
 
     def logits(self, y: Array) -> Array:
         """Scores of all tokens, float32."""
-        return (self.embedding.attend(y) if self.tied else self.head(y)).astype(jnp.float32)
+        return (embedding_logits(self.embedding, y) if self.tied else self.head(y)).astype(jnp.float32)
 
 
 class RecurrentEncoder(nn.Module):
@@ -158,7 +159,7 @@ class SequenceClassifier(nn.Module):
             x = jnp.sum(jnp.where(real, x, 0.0), axis=1) / jnp.maximum(lengths, 1)[:, None].astype(x.dtype)
         elif self.pooling == "last":
             x = last_real(x, lengths)
-        head = nn.Dense(self.num_classes, dtype=self.dtype, param_dtype=self.param_dtype, name="head")
+        head = Dense(self.num_classes, dtype=self.dtype, param_dtype=self.param_dtype, name="head")
         return head(x).astype(jnp.float32)
 
 

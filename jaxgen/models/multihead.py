@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxgen.models.dense import Dense
 from jaxgen.models.positions import rotate
 from jaxgen.types import Array, Key
 
@@ -35,16 +36,13 @@ def attention_mask(num_queries: int, num_keys: int, *, causal: bool, key_mask: A
     return mask
 
 
-def attention_weights(q: Array, k: Array, mask: Array | None) -> Array:
-    """softmax(q kᵀ / sqrt(D) + M) (Vaswani et al. 2017, eq. 1 and section 3.2.3).
+def attention_scores(q: Array, k: Array, mask: Array | None) -> Array:
+    """A + M with A = q kᵀ / sqrt(D): what the softmax of attention is taken of, float32 `[B, H, N, M]`.
 
     Args:
         q: `[B, H, N, D]`; k: `[B, G, M, D]` with G dividing H: each group of H/G queries shares a key
             (Ainslie et al. 2023).
         mask: as made by `attention_mask`.
-
-    Returns:
-        float32 `[B, H, N, M]`, rows summing to 1.
     """
     b, heads, n, d = q.shape
     groups, m = k.shape[1], k.shape[2]
@@ -52,9 +50,15 @@ def attention_weights(q: Array, k: Array, mask: Array | None) -> Array:
     folded = (q * d**-0.5).reshape(b * groups, heads // groups * n, d)
     scores = jnp.einsum("bnd,bmd->bnm", folded, k.reshape(-1, m, d), preferred_element_type=jnp.float32)
     scores = scores.reshape(b, heads, n, m)
-    if mask is not None:
-        scores = scores + mask[:, None]
-    return jax.nn.softmax(scores, axis=-1)
+    return scores if mask is None else scores + mask[:, None]
+
+
+def attention_weights(q: Array, k: Array, mask: Array | None) -> Array:
+    """softmax(q kᵀ / sqrt(D) + M) (Vaswani et al. 2017, eq. 1 and section 3.2.3).
+
+    Arguments as of `attention_scores`. Returns float32 `[B, H, N, M]`, rows summing to 1.
+    """
+    return jax.nn.softmax(attention_scores(q, k, mask), axis=-1)
 
 
 def weighted_values(weights: Array, v: Array) -> Array:
@@ -90,7 +94,7 @@ class MultiHeadAttention(nn.Module):
         head, groups = self.width // self.num_heads, self.num_kv_heads or self.num_heads
         # Matrices side by side, each drawn as if alone.
         init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
-        dense = lambda features, init: nn.Dense(
+        dense = lambda features, init: Dense(
             features, self.use_bias, kernel_init=init, dtype=self.dtype, param_dtype=self.param_dtype
         )
         if self.cross:
@@ -133,12 +137,17 @@ class MultiHeadAttention(nn.Module):
 def attend(
     q: Array, k: Array, v: Array, mask: Array | None, dropout: float = 0.0, key: Key | None = None
 ) -> Array:
-    """Attention `[B, H, N, D]` with dropout of the weights where a key is given."""
-    weights = attention_weights(q, k, mask)
+    """Attention `[B, H, N, D]` with dropout of the weights where a key is given.
+
+    The softmax's division is made last, on `[N, D]` results, which saves passes over `[N, M]` weights.
+    """
+    scores = attention_scores(q, k, mask)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
     if key is not None:
         kept = jax.random.bernoulli(key, 1.0 - dropout, weights.shape)
         weights = jnp.where(kept, weights / (1.0 - dropout), 0.0)
-    return weighted_values(weights, v)
+    return (weighted_values(weights, v) / total).astype(v.dtype)
 
 
 def _heads(x: Array, num_heads: int) -> Array:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxgen.models.convolution import conv2d
+from jaxgen.models.dense import Dense
 from jaxgen.types import Array, PyTree
 
 Variant: TypeAlias = Literal["gated", "plusplus"]
@@ -127,8 +128,8 @@ class GatedLayer(nn.Module):
         wide, dtype = 2 * self.features, self.dtype
         self.vertical_conv = CausalConv(self.features, wide, (2, 3), centred=True, dtype=dtype)
         self.horizontal_conv = CausalConv(self.features, wide, (1, 2), centred=False, dtype=dtype)
-        self.to_horizontal = nn.Dense(wide, dtype=dtype)
-        self.mix = nn.Dense(self.features, dtype=dtype)
+        self.to_horizontal = Dense(wide, dtype=dtype)
+        self.mix = Dense(self.features, dtype=dtype)
         self.drop = nn.Dropout(self.dropout)
         if self.num_classes is not None:
             self.vertical_label = _LabelBias(self.num_classes, wide, dtype)
@@ -211,10 +212,10 @@ class ResNetLayer(nn.Module):
         }
         self.vertical_block = _GatedResNet(self.features, (2, 3), True, **block)
         self.horizontal_block = _GatedResNet(self.features, (2, 2), False, **block)
-        self.to_horizontal = nn.Dense(self.features, dtype=self.dtype)
+        self.to_horizontal = Dense(self.features, dtype=self.dtype)
         if self.takes_skip:
-            self.vertical_skip = nn.Dense(self.features, dtype=self.dtype)
-            self.horizontal_skip = nn.Dense(self.features, dtype=self.dtype)
+            self.vertical_skip = Dense(self.features, dtype=self.dtype)
+            self.horizontal_skip = Dense(self.features, dtype=self.dtype)
 
     def vertical(
         self, v: Array, skip: Array | None, label: Array | None, convolve: Convolve, train: bool
@@ -265,7 +266,7 @@ class PixelCNN(nn.Module):
         rows, columns = (4, 7) if self.variant == "gated" else (2, 3)
         self.first_vertical = CausalConv(inputs, self.features, (rows, columns), centred=True, dtype=dtype)
         self.first_horizontal = CausalConv(inputs, self.features, (1, rows), centred=False, dtype=dtype)
-        self.first_context = nn.Dense(self.features, dtype=dtype)
+        self.first_context = Dense(self.features, dtype=dtype)
         layer: Any = GatedLayer if self.variant == "gated" else ResNetLayer
         self.layers = [
             layer(
@@ -274,8 +275,8 @@ class PixelCNN(nn.Module):
             for i in range(self.num_layers)
         ]
         if self.variant == "gated":
-            self.hidden = nn.Dense(self.features, dtype=dtype)
-        self.output = nn.Dense(self.num_outputs, dtype=jnp.float32)
+            self.hidden = Dense(self.features, dtype=dtype)
+        self.output = Dense(self.num_outputs, dtype=jnp.float32)
 
     def _mirrored(self, layer: int) -> int | None:
         """The earlier layer whose features this one gets, in PixelCNN++."""

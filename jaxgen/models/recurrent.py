@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxgen.models.dense import flat_matmul
 from jaxgen.types import Array, PyTree
 
 Kind: TypeAlias = Literal["rnn", "lstm", "gru", "gru_reset_after"]
@@ -180,7 +181,7 @@ class Recurrent(nn.Module):
         kernel = param("recurrent_kernel", self.hidden, gates * self.hidden).astype(self.dtype)
         input_kernel = param("input_kernel", x.shape[-1], gates * self.hidden).astype(self.dtype)
         bias = param("bias", gates * self.hidden).astype(jnp.float32)
-        projected = jnp.matmul(x.astype(self.dtype), input_kernel, preferred_element_type=jnp.float32)
+        projected = flat_matmul(x.astype(self.dtype), input_kernel, preferred_element_type=jnp.float32)
         projected = projected + bias[None, None]
         if self.kind == "gru_reset_after":
             inner = param("candidate_bias", self.hidden).astype(jnp.float32)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxgen.models.dense import Dense
 from jaxgen.models.language_model import RecurrentEncoder, last_real
 from jaxgen.models.recurrent import Kind, LSTMState, Recurrent
 from jaxgen.types import Array, PyTree
@@ -63,7 +64,7 @@ class RecurrentSeq2Seq(nn.Module):
 
     def setup(self) -> None:
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        dense = lambda features, bias=True: nn.Dense(features, bias, **types)
+        dense = lambda features, bias=True: Dense(features, bias, **types)
         self.encoder = RecurrentEncoder(
             self.source_vocab,
             self.embed,

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxgen.models.dense import Dense, embedding_logits
 from jaxgen.models.multihead import MultiHeadAttention, attention_mask
 from jaxgen.models.positions import sinusoidal_positions
 from jaxgen.types import Array, UserError
@@ -107,7 +108,7 @@ class Block(nn.Module):
             "dropout": spec.dropout,
             "out_init": out_init,
         }
-        dense = lambda features, init: nn.Dense(features, spec.use_bias, kernel_init=init, **types)
+        dense = lambda features, init: Dense(features, spec.use_bias, kernel_init=init, **types)
         self.attention = MultiHeadAttention(**heads, rotary=spec.positions == "rotary", **types)
         self.norm_attention = make_norm(spec, self.param_dtype)
         if self.cross:
@@ -309,7 +310,7 @@ class TransformerLM(nn.Module):
         self.embedding = make_embedding(self.vocab_size, self.spec, **types)
         self.stack = Stack(self.spec, **types)
         if not self.spec.tied:
-            self.head = nn.Dense(self.vocab_size, use_bias=False, **types)
+            self.head = Dense(self.vocab_size, use_bias=False, **types)
 
     def __call__(self, tokens: Array, *, train: bool = False) -> Array:
         """Logits float32 `[B, T, V]` of tokens int32 `[B, T]`; right padding reaches no real position."""
@@ -327,7 +328,7 @@ class TransformerLM(nn.Module):
 
     def logits(self, x: Array) -> Array:
         """Scores of all tokens, float32."""
-        return (self.embedding.attend(x) if self.spec.tied else self.head(x)).astype(jnp.float32)
+        return (embedding_logits(self.embedding, x) if self.spec.tied else self.head(x)).astype(jnp.float32)
 
 
 class TransformerEncoder(nn.Module):
@@ -376,7 +377,7 @@ class EncoderDecoder(nn.Module):
         self.encoder = Stack(self.spec, **types)
         self.decoder = Stack(self.spec, cross=True, **types)
         if not self.spec.tied:
-            self.head = nn.Dense(self.target_vocab, use_bias=False, **types)
+            self.head = Dense(self.target_vocab, use_bias=False, **types)
 
     def __call__(
         self, source: Array, source_lengths: Array | None, target_in: Array, *, train: bool = False
@@ -407,7 +408,9 @@ class EncoderDecoder(nn.Module):
 
     def logits(self, x: Array) -> Array:
         """Scores of all tokens, float32."""
-        return (self.target_embedding.attend(x) if self.spec.tied else self.head(x)).astype(jnp.float32)
+        return (embedding_logits(self.target_embedding, x) if self.spec.tied else self.head(x)).astype(
+            jnp.float32
+        )
 
 
 def make_norm(spec: TransformerSpec, param_dtype: DTypeLike) -> nn.Module:

@@ -61,6 +61,23 @@ def test_the_printed_table_of_masked_attention():
     np.testing.assert_allclose(jnp.sum(weights, axis=-1), 1.0, atol=1e-6)
 
 
+@pytest.mark.parametrize("groups", [4, 2, 1])
+def test_dividing_last_is_the_softmax_and_its_gradient(groups):
+    parts = (jax.random.key(0), jax.random.key(1), jax.random.key(2), jax.random.key(3))
+    q, k, v, g = (
+        3 * jax.random.normal(key, (2, heads, 5, 8))
+        for key, heads in zip(parts, (4, groups, groups, 4), strict=True)
+    )
+    key_mask = jnp.array([[True] * 5, [False] * 5])  # no key at all in the second row
+    mask = attention_mask(5, 5, causal=True, key_mask=key_mask)
+    plain = lambda q, k, v: weighted_values(attention_weights(q, k, mask), v)
+    wanted, pull_wanted = jax.vjp(plain, q, k, v)
+    given, pull_given = jax.vjp(lambda q, k, v: attend(q, k, v, mask), q, k, v)
+    np.testing.assert_allclose(given, wanted, atol=2e-6)
+    for given_gradient, gradient in zip(pull_given(g), pull_wanted(g), strict=True):
+        np.testing.assert_allclose(given_gradient, gradient, atol=2e-5)  # gradients of up to 10
+
+
 def test_sinusoidal_positions_are_the_formula_and_shifts_are_linear():
     dim = 8
     code = sinusoidal_positions(jnp.arange(50), dim)
