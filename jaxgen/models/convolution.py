@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxgen.models.dense import flat_matmul
 from jaxgen.types import Array
 
 Padding = Sequence[tuple[int, int]]
@@ -23,8 +24,12 @@ def conv2d(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
 
     On CPU it has reverse-mode derivatives of any order, but no forward mode (`jax.jvp`).
     """
-    convolve = _conv_with_own_gradient if jax.default_backend() == "cpu" else _conv
-    return convolve(x, kernel, stride, tuple((before, after) for before, after in padding))
+    padding = tuple((before, after) for before, after in padding)
+    if jax.default_backend() != "cpu":
+        return _conv(x, kernel, stride, padding)
+    if kernel.shape[:2] == (1, 1) and stride == 1 and padding == ((0, 0), (0, 0)):
+        return flat_matmul(x, kernel[0, 0])  # half the time of the convolution, forwards and backwards
+    return _conv_with_own_gradient(x, kernel, stride, padding)
 
 
 def _conv(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
