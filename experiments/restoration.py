@@ -470,7 +470,11 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         return scores
 
     def write_samples(state: TrainState, key: Key, num: int, directory: Path) -> list[Path]:
-        """What each method made of the test images: from left to right, the truth at the end."""
+        """What each method made of the test images: from left to right, the truth at the end.
+
+        A picture for each of evaluation.tasks but denoising, which alone has that of deblurring.
+        """
+        tasks = set(config.evaluation.tasks) - {"denoising"} or {"deblurring"}
         truth = groups[0][: num or 2]
         params = state.sampling_params
         restored_key, filled_key = jax.random.split(key)
@@ -480,10 +484,12 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         def show(task: str, methods: Mapping[str, Array], truth: np.ndarray) -> None:
             frames[task] = [*(np.asarray(image) for image in methods.values()), truth]
 
-        show("restored", restored(params, jnp.asarray(truth), restored_key), truth)
-        show("inpainting", filled(params, jnp.asarray(truth), filled_key), truth)
-        frames["inpainting"].insert(0, truth * mask_of(truth))
-        if "superresolution" in config.evaluation.tasks:
+        if "deblurring" in tasks:
+            show("restored", restored(params, jnp.asarray(truth), restored_key), truth)
+        if "inpainting" in tasks:
+            show("inpainting", filled(params, jnp.asarray(truth), filled_key), truth)
+            frames["inpainting"].insert(0, truth * mask_of(truth))
+        if "superresolution" in tasks:
             part, enlarge_key = divisible(truth), jax.random.fold_in(key, 2)
             show("superresolution", enlarged(params, jnp.asarray(part), enlarge_key), part)
         paths = []

@@ -114,6 +114,16 @@ def test_the_denoiser_of_a_folder_restores_as_it_did_at_home(trained, tmp_path):
     }
 
 
+def test_only_the_tasks_asked_for_are_judged_and_shown(trained, tmp_path):
+    workdir = tmp_path / "few"
+    status, errors = _here(
+        f"--workdir={workdir}", f"--config.denoiser={trained}", "--config.evaluation.tasks=inpainting"
+    )
+    assert status == 0, errors
+    assert all("inpainting" in name for name in json.loads((workdir / "result.json").read_text()))
+    assert [path.name for path in (workdir / "samples").iterdir()] == ["inpainting.png"]
+
+
 def _write(folder, content):
     folder.mkdir()
     (folder / "config.json").write_text(content)
