@@ -8,6 +8,15 @@ first call of each side, with compilation.
 The floor, printed for this machine before decoding: a trained token costs 6 operations a weight and what
 attention adds; a decoded token of one sequence has to read all weights once, so it can take no less than
 their bytes over the memory's bandwidth; with 16 sequences a token costs 2 operations a weight as well.
+
+What the training of the Transformer took on two cores, by the clock: 440 ms an update at first; 346 ms with
+linear layers on two axes (`models.dense`; products of 1024 x 384 by 384 x 1152 reach 445 GFLOP/s here, with
+three axes the gradients do not); 329 ms with the division of the softmax last. The norms of gradient, update
+and parameters, which our step reports and the peer's does not, are within the noise. The small LSTM: 61 ms,
+38 ms with freed memory kept (`jaxgen.memory`; the peer 45 and 42). Decoding 16 sequences: a choice of 50,257
+tokens by argmax takes 1.9 ms, by two reductions 0.7; of the 40 ms of a step the products take half, reading
+keys and values at two thirds of the memory's bandwidth most of the other half. Keys before queries, or the
+scores without their maximum subtracted, made no difference.
 """
 
 from __future__ import annotations
