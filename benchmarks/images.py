@@ -8,13 +8,13 @@ batch, optimiser and float32; the peer runs eagerly. Last, the same sampler with
 XLA too, which draws the same images.
 
 On CPUs the training steps of the GAN and the PixelCNN are behind the peer (0.57 and 0.77 when recorded), as
-XLA's convolutions are behind PyTorch's: of 64 x 14 x 14 x 64 to as many by 3 x 3, forwards 184 GFLOP/s and the
-kernel's gradient 98 on two cores, PyTorch 340 and 357 (see also the operations of benchmarks/ddpm.py). Tried
-without gain: a strided convolution as one of blocks of pixels, twice as long forwards and backwards; patches
-copied side by side and one matrix product, as long at 14 x 14 x 64 and four times as long at 28 x 28 x 32; XLA's
-flags for oneDNN, for YNNPACK's convolutions and for vectors of 512 bits. With gain: convolutions of 1 x 1
-and linear layers as products of two matrices, and freed memory kept (PixelCNN 96 to 153 images/s, GAN 167 to
-232; the peer gains as much).
+XLA's convolutions are behind PyTorch's: of 64 x 14 x 14 x 64 to as many by 3 x 3, forwards 184 GFLOP/s and
+the kernel's gradient 98 on two cores, PyTorch 340 and 357 (see also the operations of benchmarks/ddpm.py).
+Tried without gain: a strided convolution as one of blocks of pixels, twice as long forwards and backwards;
+patches copied side by side and one matrix product, as long at 14 x 14 x 64 and four times as long at
+28 x 28 x 32; XLA's flags for oneDNN, for YNNPACK's convolutions and for vectors of 512 bits. With gain:
+convolutions of 1 x 1 and linear layers as products of two matrices, and freed memory kept (PixelCNN 96 to 153
+images/s, GAN 167 to 232; the peer gains as much).
 """
 
 from __future__ import annotations
