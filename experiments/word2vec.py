@@ -41,7 +41,7 @@ from jaxgen.words.huffman import huffman_paths
 from jaxgen.words.pieces import Pieces
 
 GENERATES = False
-_OWN_TRAIN_FIELDS = ("epochs", "learning_rate", "last_learning_rate")  # not of `LoopSettings`
+_OWN_TRAIN_FIELDS = ("epochs", "learning_rate", "last_learning_rate", "longest_step")  # not of `LoopSettings`
 ARCHITECTURES = ("skip_gram", "cbow")
 LOSSES = ("negative_sampling", "hierarchical_softmax", "softmax")
 PRESETS = {
@@ -117,7 +117,7 @@ FIELD_CHECKS = {
     "model.context": ("sum", {"model.architecture": "cbow"}),
     "objective.loss": ("softmax", {}),
     "objective.shared_negatives": (8, {}),
-    "objective.sharing": (2, {}),
+    "objective.sharing": (4, {}),
     "train.best_metric": ("loss", {}),
 }
 
@@ -148,13 +148,14 @@ def get_config(preset: str) -> ConfigDict:
             "loss": "negative_sampling",  # negative_sampling, hierarchical_softmax, softmax
             "negatives": 5,  # of a pair
             "shared_negatives": 16,  # that pieces draw together, weighted to stand for those of all pairs
-            "sharing": 4,  # pieces of an update that share their negatives
+            "sharing": 2,  # pieces of an update that share their negatives
             "ns_exponent": 0.75,
         }
     )
     config.train.epochs = 20.0
     config.train.learning_rate = 0.025
     config.train.last_learning_rate = 1e-4
+    config.train.longest_step = 1.0  # of a vector by one look-up; 0: any, which diverges with wide windows
     config.train.steps_per_dispatch = 1
     config.train.log_every = 1
     config.train.validate_every = 20
@@ -164,7 +165,7 @@ def get_config(preset: str) -> ConfigDict:
 
 def check(config: ConfigDict) -> None:
     """UserError where a value makes no sense, or would train nothing."""
-    checks.at_least(config, 0, "seed", "data.subsample", "train.last_learning_rate")
+    checks.at_least(config, 0, "seed", "data.subsample", "train.last_learning_rate", "train.longest_step")
     checks.at_least(config, 1, "data.min_count", "data.max_size", "data.num_streams", "data.stretch")
     checks.at_least(config, 1, "data.piece", "model.dim", "model.window")
     checks.at_least(config, 1, "objective.shared_negatives", "objective.sharing")
@@ -266,7 +267,7 @@ def make_update(config: ConfigDict, counts: np.ndarray, num_sides: int = 1) -> t
         def one(tables: PyTree, part: Mapping[str, Array]) -> tuple[PyTree, None]:
             sides = zip(*(jnp.split(field, sides_here) for field in part.values()), strict=True)
             losses = [loss_and_look_ups(dict(zip(part, side, strict=True))) for side in sides]
-            return systems.row_descent(losses, tables, rate), None
+            return systems.row_descent(losses, tables, rate, config.train.longest_step), None
 
         tables, _ = jax.lax.scan(one, tables, parts)
         return tables, {"loss": mean_loss(tables, {name: part[0] for name, part in parts.items()})}

@@ -278,6 +278,7 @@ def row_descent(
     ],
     tables: Mapping[str, jax.Array],
     rate: jax.Array,
+    longest: float = 0.0,
 ) -> dict[str, jax.Array]:
     """One step of gradient descent on a sum of losses, touching only the rows that they look at.
 
@@ -286,6 +287,7 @@ def row_descent(
         wait for each other, so that XLA on CPU works several out at once.
     tables: {table: [V, D]}
     rate: scalar
+    longest: a look-up moves its row by a step of this length at most; 0: of any
 
     All of a table's rows are written by a single scatter: with two in turn XLA on CPU copies the table.
     """
@@ -296,11 +298,18 @@ def row_descent(
         # Times the rate from the start, where the arrays are small.
         gradient = jax.grad(lambda rows, loss=loss: -rate * loss(rows))(rows)
         for name, (table, where) in look_ups.items():
+            step = gradient[name].reshape(-1, gradient[name].shape[-1])
             numbers[table].append(where.reshape(-1))
-            steps[table].append(gradient[name].reshape(-1, gradient[name].shape[-1]))
+            steps[table].append(_shortened(step, longest) if longest else step)
     return {
         name: table.at[jnp.concatenate(numbers[name])].add(jnp.concatenate(steps[name]))
         if numbers[name]
         else table
         for name, table in tables.items()
     }
+
+
+def _shortened(steps: jax.Array, longest: float) -> jax.Array:
+    """Steps `[N, D]`, those of more than a length scaled down to it."""
+    length = jnp.sqrt(jnp.sum(jnp.square(steps), axis=-1, keepdims=True))
+    return steps * jnp.minimum(1.0, longest / jnp.maximum(length, jnp.finfo(steps.dtype).tiny))

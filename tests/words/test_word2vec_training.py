@@ -120,6 +120,16 @@ def test_row_descent_is_gradient_descent_on_the_whole_table():
     gradient = jax.grad(of_tables)(tables)
     for name in tables:
         np.testing.assert_allclose(moved[name], tables[name] - 0.1 * gradient[name], rtol=1e-5, atol=1e-6)
+    # A step of a look-up is scaled down to the length allowed, before those of a row are added up.
+    short = systems.row_descent([(loss, look_ups)], tables, jnp.float32(0.1), 0.05)
+    expected = {name: np.array(table) for name, table in tables.items()}
+    for name, slope in jax.grad(lambda rows: 0.1 * loss(rows))(
+        {n: tables[where[n]][numbers[n]] for n in where}
+    ).items():
+        for number, step in zip(np.ravel(numbers[name]), np.reshape(slope, (-1, 3)), strict=True):
+            expected[where[name]][number] -= step * min(1.0, 0.05 / np.linalg.norm(step))
+    for name in tables:
+        np.testing.assert_allclose(short[name], expected[name], rtol=1e-5, atol=1e-6)
     # Two losses at once move along the sum of their gradients.
     doubled = jax.jit(lambda t: systems.row_descent([(loss, look_ups)] * 2, t, jnp.float32(0.05)))(tables)
     for name in tables:
@@ -240,6 +250,7 @@ def test_an_update_is_descent_pair_by_pair(loss, kind):
     config.model.architecture = "skip_gram" if kind == "skip_gram" else "cbow"
     config.model.context = "mean" if kind == "skip_gram" else kind
     config.objective.loss, config.objective.shared_negatives, config.objective.sharing = loss, 6, 2
+    config.train.longest_step = 0.0
     config.model.dim, config.model.window, config.data.piece = 4, 2, 4
     shape, size = (4, 2), len(counts)
     tables = {
