@@ -117,7 +117,7 @@ FIELD_CHECKS = {
     "model.context": ("sum", {"model.architecture": "cbow"}),
     "objective.loss": ("softmax", {}),
     "objective.shared_negatives": (8, {}),
-    "objective.sharing": (4, {}),
+    "objective.sharing": (2, {}),
     "train.best_metric": ("loss", {}),
 }
 
@@ -147,8 +147,8 @@ def get_config(preset: str) -> ConfigDict:
         {
             "loss": "negative_sampling",  # negative_sampling, hierarchical_softmax, softmax
             "negatives": 5,  # of a pair
-            "shared_negatives": 16,  # that pieces draw together, weighted to stand for those of all pairs
-            "sharing": 2,  # pieces of an update that share their negatives
+            "shared_negatives": 40,  # that pieces draw together, weighted to stand for those of all pairs
+            "sharing": 4,  # pieces of an update that share their negatives
             "ns_exponent": 0.75,
         }
     )
