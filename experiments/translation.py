@@ -109,7 +109,7 @@ PRESETS = {
     "multi30k_de_en_cpu": Preset(
         "2 CPU cores",
         60,
-        "BLEU 30",
+        "BLEU 38.4, with a beam of 5 38.8",
         {
             **_MULTI30K,
             "data.vocabulary_size": 5000,
