@@ -22,7 +22,6 @@ from jaxgen import memory
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 memory.collect_garbage_seldom()
-memory.keep_freed_memory()
 
 
 @pytest.fixture(scope="module", autouse=True)
