@@ -67,7 +67,7 @@ PRESETS = {
     "mnist": Preset(
         "2 CPU cores",
         25,
-        "not recorded yet",
+        "1.69 bits/dim (bound), 0.48 recognised, Fréchet ratio 29.5",
         {
             "data.source": "mnist",
             "model.num_steps": 12,
