@@ -93,7 +93,7 @@ PRESETS = {
         },
     ),
     "digits": Preset("2 CPU cores", 5, "0.99 recognised (held-out images: 0.98), Fréchet ratio 1.5", {}),
-    "mnist": Preset("2 CPU cores", 45, "not recorded yet", _MNIST),
+    "mnist": Preset("2 CPU cores", 10, "0.99 recognised (held-out images: 0.98), Fréchet ratio 4.7", _MNIST),
     "fashion_mnist": Preset(
         "2 CPU cores",
         45,
