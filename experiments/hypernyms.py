@@ -38,7 +38,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from experiments import common
-from experiments.common import Preset, checks, counting
+from experiments.common import Preset, checks, counting, word_vectors
 from jaxgen import pictures, systems
 from jaxgen.estimators import hypernyms
 from jaxgen.estimators.gmm import kmeans, nearest
@@ -124,7 +124,8 @@ def load_pairs(source: str, *, unit_length: bool) -> Pairs:
         pairs, label = _with_false(_known_words(true, vectors), known)
     elif name in JUDGED and detail:
         vectors = _vectors(detail)
-        pairs, label = _judged(JUDGED[name])
+        parts = (_file(f"siege-{JUDGED[name]}.{part}.tsv.gz") for part in ("val", "test"))
+        pairs, label = word_vectors.judged_pairs(parts)
     elif name == "pairs" and detail.count(",") == 1:
         file_name, vectors_name = detail.split(",")
         vectors = _vectors(vectors_name)
@@ -171,19 +172,6 @@ def _chinese() -> tuple[list[tuple[str, str]], list[bool], dict[str, np.ndarray]
         for line in _file(f"zh-wang2017.{part}.tsv").read_text(encoding="utf-8").splitlines()
     ]
     return [(line[0], line[1]) for line in lines], [line[2].strip() == "1" for line in lines], vectors
-
-
-def _judged(name: str) -> tuple[list[tuple[str, str]], list[bool]]:
-    """The pairs of nouns of a data set of Shwartz, Santus & Schlechtweg 2017."""
-    pairs, label = [], []
-    for part in ("val", "test"):
-        with gzip.open(_file(f"siege-{name}.{part}.tsv.gz"), "rt", encoding="utf-8") as file:
-            for line in file:
-                x, y, is_a, _ = line.split("\t")
-                if x.endswith("-n") and y.endswith("-n"):
-                    pairs.append((x[:-2], y[:-2]))
-                    label.append(is_a == "True")
-    return pairs, label
 
 
 def _own_pairs(path: Path, vectors: Mapping[str, np.ndarray]) -> tuple[list[tuple[str, str]], list[bool]]:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,18 +169,28 @@ def scores(vectors: np.ndarray, words: Sequence[str]) -> Scores:
     return {**found, **_category_scores(table, _bless_categories(data / "hypernyms"))}
 
 
+def judged_pairs(files: Iterable[Path]) -> tuple[list[tuple[str, str]], list[bool]]:
+    """Pairs of nouns of Shwartz, Santus & Schlechtweg 2017, and whether the second is a hypernym."""
+    pairs, label = [], []
+    for path in files:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                x, y, is_a, _ = line.split("\t")
+                if x.endswith("-n") and y.endswith("-n"):
+                    pairs.append((x[:-2], y[:-2]))
+                    label.append(is_a == "True")
+    return pairs, label
+
+
 def _bless_categories(folder: Path) -> dict[str, list[str]]:
     """{class: its words} of BLESS, without the words of several classes; empty where it is not at hand."""
     files = [folder / f"siege-BLESS.{part}.tsv.gz" for part in ("val", "test")]
     if not all(file.is_file() for file in files):
         return {}
     classes: dict[str, set[str]] = {}
-    for file in files:
-        with gzip.open(file, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                word, other, is_hypernym = (part.removesuffix("-n") for part in line.split("\t")[:3])
-                if is_hypernym == "True" and other in _BLESS_CLASSES:
-                    classes.setdefault(word, set()).add(other)
+    for (word, other), is_hypernym in zip(*judged_pairs(files), strict=True):
+        if is_hypernym and other in _BLESS_CLASSES:
+            classes.setdefault(word, set()).add(other)
     return {
         name: sorted(word for word, its in classes.items() if its == {name})
         for name in sorted(_BLESS_CLASSES)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxgen.objectives.classification import cross_entropy
+from jaxgen.objectives.classification import cross_entropy, is_most_probable
 from jaxgen.objectives.pixelcnn import bernoulli_log_likelihood
 from jaxgen.objectives.vae import Gaussian, gaussian_kl, reparameterise
 from jaxgen.types import Array, Batch, Key, LossFn, Mean, Metrics, PyTree, UserError
@@ -100,7 +100,7 @@ def make_loss(networks: Networks, *, labelled_weight: float, alpha: float) -> Lo
         labelled = Mean.of(class_losses(networks, params, x, y, eps))
         logits = networks.classify(params, x)
         classification = Mean.of(cross_entropy(logits, label))
-        accuracy = Mean.of(jnp.argmax(logits, axis=-1) == label)
+        accuracy = Mean.of(is_most_probable(logits, label))
 
         log_q = jax.nn.log_softmax(networks.classify(params, batch["image"]))
         losses = all_class_losses(networks, params, batch["image"], unlabelled_key)
