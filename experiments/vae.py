@@ -110,11 +110,13 @@ PRESETS = {
         "84.8 nats (Burda et al. 2016, 3,280 epochs)",
         {
             **_MNIST,
+            "model.widths": (500, 500),
+            "model.activation": "gelu",
             "objective.bound": "iwae",
             "objective.num_samples": 50,
-            "train.num_steps": 30_000,
+            "train.num_steps": 12_000,
             "train.validate_every": 3000,
-            "train.checkpoint_every": 1000,
+            "train.checkpoint_every": 500,
         },
     ),
     "mnist_2d": Preset(
