@@ -18,10 +18,10 @@ CASES = [
 ]
 
 
-def _inputs(kernel, size, dtype=jnp.float32):
+def _inputs(kernel, size, dtype=jnp.float32, channels=3):
     x_key, k_key, g_key = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(x_key, (2, *size, 3), dtype)
-    return x, jax.random.normal(k_key, (kernel, kernel, 3, 4), dtype), g_key
+    x = jax.random.normal(x_key, (2, *size, channels), dtype)
+    return x, jax.random.normal(k_key, (kernel, kernel, channels, 4), dtype), g_key
 
 
 def test_it_is_cross_correlation():
@@ -45,8 +45,36 @@ def test_gradients_are_those_of_the_plain_convolution(kernel, stride, padding, s
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_second_derivatives_agree():
-    x, k, _ = _inputs(3, (6, 6))
+@pytest.mark.parametrize("cached", [1, 10_000], ids=["image by image", "whole"])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [
+        ((3, 3), 1, ((1, 1), (1, 1))),
+        ((3, 3), 2, ((0, 1), (0, 1))),
+        ((4, 4), 2, ((1, 1), (1, 1))),
+        ((2, 5), 1, ((1, 0), (2, 2))),
+        ((2, 2), 3, ((0, 0), (0, 0))),  # no kernel row for one row of x in three
+        ((7, 7), 1, ((0, 0), (0, 0))),
+        ((3, 3), 1, ((4, 3), (3, 5))),
+    ],
+)
+def test_gradient_of_the_kernel_by_products_of_matrices(kernel, stride, padding, cached, monkeypatch):
+    monkeypatch.setattr(convolution, "_CACHED", cached)
+    monkeypatch.setattr(convolution, "_products_are_faster", lambda kernel: True)
+    rng = np.random.default_rng(0)
+    x = jnp.float32(rng.normal(size=(3, 9, 8, 4)))
+    k = jnp.float32(rng.normal(size=(*kernel, 4, 5)))
+    y, own = jax.vjp(lambda k: convolution._conv_with_own_gradient(x, k, stride, padding), k)
+    _, plain = jax.vjp(lambda k: convolution._conv(x, k, stride, padding), k)
+    g = jnp.float32(rng.normal(size=y.shape))
+    (found,), (expected,) = own(g), plain(g)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("channels", [3, 16], ids=["convolution", "products"])
+def test_second_derivatives_agree(channels):
+    x, k, _ = _inputs(3, (6, 6), channels=channels)
+    assert convolution._products_are_faster(k) == (channels == 16)
 
     def penalty(conv):
         energy = lambda x, k: jnp.sum(jnp.tanh(conv(x, k, 1, ((1, 1), (1, 1)))))
@@ -56,8 +84,9 @@ def test_second_derivatives_agree():
     np.testing.assert_allclose(own, penalty(convolution._conv), rtol=1e-4, atol=1e-4)
 
 
-def test_bfloat16_and_vmap():
-    x, k, _ = _inputs(3, (6, 6), jnp.bfloat16)
+@pytest.mark.parametrize("channels", [3, 16], ids=["convolution", "products"])
+def test_bfloat16_and_vmap(channels):
+    x, k, _ = _inputs(3, (6, 6), jnp.bfloat16, channels)
     loss = lambda conv: lambda k: jnp.sum(conv(x, k, 1, ((1, 1), (1, 1))).astype(jnp.float32) ** 2)
     own = jax.grad(loss(convolution._conv_with_own_gradient))(k)
     plain = jax.grad(loss(convolution._conv))(k)
