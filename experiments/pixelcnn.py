@@ -77,7 +77,7 @@ PRESETS = {
         },
     ),
     "digits": Preset("2 CPU cores", 4, "1.72 bits/dim (exact), 0.87 recognised, Fréchet ratio 2.4", {}),
-    "mnist": Preset("2 CPU cores", 45, "not recorded yet", _MNIST),
+    "mnist": Preset("2 CPU cores", 30, "87.57 nats (exact; published 81.3), 0.59 recognised", _MNIST),
     "fashion_mnist": Preset(
         "1 GPU",
         120,
