@@ -7,14 +7,19 @@ how the published PyTorch code samples. Either side has the same layers, the sam
 batch, optimiser and float32; the peer runs eagerly. Last, the same sampler without what it keeps, compiled by
 XLA too, which draws the same images.
 
-On CPUs the training steps of the GAN and the PixelCNN are behind the peer (0.57 and 0.77 when recorded), as
+On CPUs the training steps of the GAN and the PixelCNN are behind the peer (0.71 and 0.85 when recorded), as
 XLA's convolutions are behind PyTorch's: of 64 x 14 x 14 x 64 to as many by 3 x 3, forwards 184 GFLOP/s and
 the kernel's gradient 98 on two cores, PyTorch 340 and 357 (see also the operations of benchmarks/ddpm.py).
 Tried without gain: a strided convolution as one of blocks of pixels, twice as long forwards and backwards;
 patches copied side by side and one matrix product, as long at 14 x 14 x 64 and four times as long at
-28 x 28 x 32; XLA's flags for oneDNN, for YNNPACK's convolutions and for vectors of 512 bits. With gain:
-convolutions of 1 x 1 and linear layers as products of two matrices, and freed memory kept (PixelCNN 96 to 153
-images/s, GAN 167 to 232; the peer gains as much).
+28 x 28 x 32; XLA's flags for oneDNN, for YNNPACK's convolutions, for the order of concurrent operations and
+for vectors of 512 bits; forwards and for the gradient of x, three shifts side by side, one product and three
+shifted sums: at most a third faster with 64 channels or more, slower with 32. With gain: convolutions of
+1 x 1 and linear layers as products of two matrices, and freed memory kept (PixelCNN 96 to 153 images/s, GAN
+167 to 232; the peer gains as much); the kernel's gradient as a product of shifts of x and shifts of the
+result's gradient, for a few images at a time (alone 195 to 235 GFLOP/s instead of 98; whole batches leave the
+cache and gain nothing): in turn in one process the GAN's update 0.257 to 0.211 s, the U-Net's of
+benchmarks/ddpm.py 0.82 to 0.77 s. The PixelCNN's kernels, 2 x 3 and 1 x 2, gained nothing: XLA's there.
 """
 
 from __future__ import annotations
