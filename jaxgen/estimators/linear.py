@@ -14,12 +14,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from jaxgen.estimators.common import as_float, as_mask, index_keys, masked, require_matrix
 from jaxgen.types import Array, Key, UserError
 
 _matmul = partial(jnp.matmul, precision="highest")
+_ROWS_IN_CACHE = (
+    2000  # of a batch, whose scatter is summed by as many on CPU: a fifth faster than all at once
+)
 
 
 class SVD(NamedTuple):
@@ -129,14 +133,19 @@ def low_rank(svd: SVD) -> Array:
     return _matmul(svd.u * svd.s[None, :], svd.vt)
 
 
-def _centre(x: ArrayLike, mask: ArrayLike | None) -> tuple[Array, Array, Array]:
-    """(count, mean [D], centred rows [N, D] that are zero where masked) of `x` `[N, D]`."""
+def _mean(x: ArrayLike, mask: ArrayLike | None) -> tuple[Array, Array, Array, Array]:
+    """(rows [N, D] that are zero where masked, mask [N], count, mean [D]) of `x` `[N, D]`."""
     x = as_float(x)
     require_matrix(x)
     mask = as_mask(x, mask)
     x = masked(x, mask)
     count = jnp.sum(mask)
-    mean = jnp.sum(x, axis=0) / jnp.maximum(count, 1.0)
+    return x, mask, count, jnp.sum(x, axis=0) / jnp.maximum(count, 1.0)
+
+
+def _centre(x: ArrayLike, mask: ArrayLike | None) -> tuple[Array, Array, Array]:
+    """(count, mean [D], centred rows [N, D] that are zero where masked) of `x` `[N, D]`."""
+    x, mask, count, mean = _mean(x, mask)
     return count, mean, masked(x - mean[None, :], mask)
 
 
@@ -186,8 +195,23 @@ def fit_pca_randomized(
 @jax.jit
 def scatter_of(x: ArrayLike, mask: ArrayLike | None = None) -> Scatter:
     """Count, mean and centred scatter of one batch of rows `x` `[N, D]`, those with `mask` `[N]` 1."""
-    count, mean, centred = _centre(x, mask)
-    return Scatter(count, mean, _matmul(centred.T, centred))
+    x, mask, count, mean = _mean(x, mask)
+
+    def scatter(x: Array, mask: Array) -> Array:
+        centred = masked(x - mean[None, :], mask)
+        return _matmul(centred.T, centred)
+
+    if jax.default_backend() != "cpu" or jax.device_count() > 1 or len(x) <= _ROWS_IN_CACHE:
+        return Scatter(count, mean, scatter(x, mask))
+
+    def add(number: Array, total: Array) -> Array:
+        start = number * _ROWS_IN_CACHE
+        return total + scatter(*(lax.dynamic_slice_in_dim(y, start, _ROWS_IN_CACHE) for y in (x, mask)))
+
+    pieces, rest = divmod(len(x), _ROWS_IN_CACHE)
+    return Scatter(
+        count, mean, lax.fori_loop(0, pieces, add, scatter(x[len(x) - rest :], mask[len(x) - rest :]))
+    )
 
 
 @jax.jit

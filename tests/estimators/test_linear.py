@@ -81,6 +81,16 @@ def test_streamed_scatter_gives_the_same_pca_in_any_order(digits):
         np.testing.assert_allclose(streamed.noise, exact.noise, rtol=1e-3)
 
 
+@pytest.mark.parametrize("num", [5, 8, 11])
+def test_the_scatter_of_many_rows_is_summed_by_pieces(num, monkeypatch):
+    monkeypatch.setattr(linear, "_ROWS_IN_CACHE", 4)
+    rng = np.random.default_rng(0)
+    x, mask = rng.normal(size=(num, 3)), rng.integers(0, 2, num)
+    found = jax.jit(linear.scatter_of.__wrapped__)(jnp.float32(x), mask)
+    centred = x[mask == 1] - x[mask == 1].mean(0)
+    np.testing.assert_allclose(found.scatter, centred.T @ centred, rtol=1e-5, atol=1e-5)
+
+
 def test_merging_is_exact_far_from_the_origin():
     """Mean 1e4 and deviation 1: sums of squares in float32 would keep no digit of the variance."""
     x = (1e4 + np.random.default_rng(1).normal(size=(400, 3))).astype(np.float32)
