@@ -8,9 +8,11 @@ covariances is about 3 N K D^2 multiplications, a third for the densities and th
 the forward and backward pass of an HMM, 4 B T K^2 exponentials or multiplications; of a PCA the N D^2
 multiplications of the covariance and its eigenvectors.
 
-Of the largest PCA, half is the covariance, at the speed of a plain product of matrices, and half the same
+Of the largest PCA most is the covariance, at the speed of a plain product of matrices, and the rest the same
 LAPACK routine as the peer's. Tried: the upper triangle of the covariance alone, in 2, 3, 4 or 8 blocks of
 columns, takes 0.55, 0.61, 0.67 and 0.85 s of processor time against 0.54 s whole, as XLA copies the blocks.
+With gain: 2,000 rows at a time, which never leave the cache once the mean is taken off: in turn in one
+process a fit takes 0.21 s, all rows at once 0.29 s, scikit-learn 0.28 to 0.30 s.
 """
 
 from __future__ import annotations
