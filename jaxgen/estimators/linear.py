@@ -133,7 +133,7 @@ def low_rank(svd: SVD) -> Array:
     return _matmul(svd.u * svd.s[None, :], svd.vt)
 
 
-def _mean(x: ArrayLike, mask: ArrayLike | None) -> tuple[Array, Array, Array, Array]:
+def _rows_and_mean(x: ArrayLike, mask: ArrayLike | None) -> tuple[Array, Array, Array, Array]:
     """(rows [N, D] that are zero where masked, mask [N], count, mean [D]) of `x` `[N, D]`."""
     x = as_float(x)
     require_matrix(x)
@@ -145,7 +145,7 @@ def _mean(x: ArrayLike, mask: ArrayLike | None) -> tuple[Array, Array, Array, Ar
 
 def _centre(x: ArrayLike, mask: ArrayLike | None) -> tuple[Array, Array, Array]:
     """(count, mean [D], centred rows [N, D] that are zero where masked) of `x` `[N, D]`."""
-    x, mask, count, mean = _mean(x, mask)
+    x, mask, count, mean = _rows_and_mean(x, mask)
     return count, mean, masked(x - mean[None, :], mask)
 
 
@@ -195,7 +195,7 @@ def fit_pca_randomized(
 @jax.jit
 def scatter_of(x: ArrayLike, mask: ArrayLike | None = None) -> Scatter:
     """Count, mean and centred scatter of one batch of rows `x` `[N, D]`, those with `mask` `[N]` 1."""
-    x, mask, count, mean = _mean(x, mask)
+    x, mask, count, mean = _rows_and_mean(x, mask)
 
     def scatter(x: Array, mask: Array) -> Array:
         centred = masked(x - mean[None, :], mask)
@@ -208,10 +208,9 @@ def scatter_of(x: ArrayLike, mask: ArrayLike | None = None) -> Scatter:
         start = number * _ROWS_IN_CACHE
         return total + scatter(*(lax.dynamic_slice_in_dim(y, start, _ROWS_IN_CACHE) for y in (x, mask)))
 
-    pieces, rest = divmod(len(x), _ROWS_IN_CACHE)
-    return Scatter(
-        count, mean, lax.fori_loop(0, pieces, add, scatter(x[len(x) - rest :], mask[len(x) - rest :]))
-    )
+    pieces = len(x) // _ROWS_IN_CACHE
+    rest = scatter(x[pieces * _ROWS_IN_CACHE :], mask[pieces * _ROWS_IN_CACHE :])
+    return Scatter(count, mean, lax.fori_loop(0, pieces, add, rest))
 
 
 @jax.jit
