@@ -15,6 +15,7 @@ os.environ.setdefault(
 
 import chex
 import jax
+import miscompiled
 import pytest
 
 from jaxgen import memory
@@ -22,6 +23,7 @@ from jaxgen import memory
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 memory.collect_garbage_seldom()
+miscompiled.refuse()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -69,7 +69,7 @@ def fit(
 
     `x` is `[N, D]`, `label` `[N]` in 0..K-1, `mask` `[N]` 1 for the rows that count. The bias is free, as in
     scikit-learn, whose C is 1 / l2. Convex, and strictly so in W for l2 > 0; with l2 = 0 and separable
-    classes W grows until `max_steps`. Ends where the gradient's norm is at most `tolerance`.
+    classes W grows until `max_steps`, at least 1. Ends where the gradient's norm is at most `tolerance`.
 
     Raises:
         UserError: the shapes of `x`, `label` and `mask` do not fit together, or there is no class.
@@ -105,7 +105,9 @@ def fit(
         return params, state, value, optax.tree.norm(grad), i + 1
 
     start = Logistic(jnp.zeros((x.shape[1], num_classes), x.dtype), jnp.zeros(num_classes, x.dtype))
-    value, grad = jax.value_and_grad(objective)(start)
-    carry = (start, optimizer.init(start), value, optax.tree.norm(grad), jnp.int32(0))
+    # The first gradient is the loop's: outside it, weights that are all zero are one number repeated to the
+    # compiler, and a product with that is not safe on CPU (docs/DESIGN.md).
+    unknown = jnp.full((), jnp.inf, x.dtype)
+    carry = (start, optimizer.init(start), unknown, unknown, jnp.int32(0))
     params, _, value, norm, num_steps = jax.lax.while_loop(go_on, body, carry)
     return LogisticFit(params, value, norm, num_steps)
