@@ -48,9 +48,9 @@ def refuse() -> None:
             text = module.to_string()
             if "__ynn_fusion" in text and (found := list(products_with_a_repeated_number(text))):
                 raise Miscompiled(
-                    f"{module.name} multiplies by a matrix of one repeated number in {', '.join(found)}, which"
-                    " XLA on CPU may compute wrongly: leave the product out, or let the matrix be an argument"
-                    " or a loop's carry."
+                    f"{module.name} multiplies by a matrix of one repeated number in {', '.join(found)},"
+                    " which XLA on CPU may compute wrongly: leave the product out, or let the matrix be an"
+                    " argument or a loop's carry."
                 )
         return executable
 
