@@ -17,6 +17,8 @@ def _largest(x, weight):
 
 
 def test_a_product_with_a_repeated_number_inside_a_reduction_is_refused():
+    if "__ynn_fusion" not in jax.jit(_largest).lower(X, WEIGHT).compile().as_text():
+        pytest.skip("this jaxlib does not fuse reductions by YNNPACK here")
     zeros = jnp.zeros((64, 10))
     for program in (
         lambda x, number: _largest(x, jnp.full((64, 10), number)),
