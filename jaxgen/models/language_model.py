@@ -18,7 +18,8 @@ class RecurrentLM(nn.Module):
     """Embedding, recurrent layers and softmax, with dropout at the joints between them (Zaremba et al. 2014).
 
     tied: the output matrix is the embedding's transpose (Press and Wolf 2017), which needs embed == hidden.
-    init_scale: all weights, embedding and softmax included, uniform in ±init_scale; None: each layer's own.
+    init_scale: all weights and biases, embedding and softmax included, uniform in ±init_scale; None: each
+        layer's own.
     dropout, variational: see `Recurrent`; also of the embeddings and of the last layer's outputs.
     """
 
@@ -55,8 +56,12 @@ class RecurrentLM(nn.Module):
         # One mask a sequence where variational, one a step else; axis 1 is time.
         self.drop = nn.Dropout(self.dropout, broadcast_dims=(1,) if self.variational else ())
         if not self.tied:
-            kernel_init = nn.initializers.lecun_normal() if self.init_scale is None else init
-            self.head = Dense(self.vocab_size, kernel_init=kernel_init, **types)
+            kernel_init, bias_init = (
+                (nn.initializers.lecun_normal(), nn.initializers.zeros_init())
+                if self.init_scale is None
+                else (init, init)
+            )
+            self.head = Dense(self.vocab_size, kernel_init=kernel_init, bias_init=bias_init, **types)
 
     def __call__(
         self,
