@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from experiments import common
 from experiments.common import Preset, checks, counting, word_vectors
 from jaxgen import systems
-from jaxgen.types import Array, Batch, Experiment, Key, Mean, Metrics, Score, Scores, TrainState, UserError
+from jaxgen.types import Batch, Experiment, Key, Mean, Metrics, Score, Scores, TrainState, UserError
 from jaxgen.words import counts, factorize
 from jaxgen.words.factorize import SVD
 from jaxgen.words.text import Corpus
@@ -127,24 +127,14 @@ def blocks_of(matrix: scipy.sparse.csr_matrix, multiple: int) -> dict[str, np.nd
     }
 
 
-def product(row: Array, column: Array, value: Array, num_rows: int, x: Array) -> Array:
-    """A x [num_rows, L] of the matrix with value[i] at (row[i], column[i]), all three [N, BLOCK]."""
-
-    def add(total: Array, block: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        rows, columns, values = block
-        return total.at[rows].add(values[:, None] * x[columns]), None
-
-    return jax.lax.scan(add, jnp.zeros((num_rows, x.shape[1])), (row, column, value))[0]
-
-
 def iterate(svd: SVD, batch: Batch) -> SVD:
     """A round of subspace iteration on the batch's matrix A [V, C]: from U, Z = orth(A^T U), then A Z.
 
     The SVD U S W^T of A Z gives A ~ A Z Z^T = U S (Z W)^T, the best within the span of Z.
     """
     row, column, value = batch["row"], batch["column"], batch["value"]
-    z, _ = jnp.linalg.qr(product(column, row, value, svd.vt.shape[1], svd.u))
-    q, r = jnp.linalg.qr(product(row, column, value, svd.u.shape[0], z))
+    z, _ = jnp.linalg.qr(factorize.sparse_product(column, row, value, svd.vt.shape[1], svd.u))
+    q, r = jnp.linalg.qr(factorize.sparse_product(row, column, value, svd.u.shape[0], z))
     u, s, wt = jnp.linalg.svd(r)
     exact = jax.lax.Precision.HIGHEST
     return SVD(jnp.matmul(q, u, precision=exact), s, jnp.matmul(wt, z.T, precision=exact))

@@ -23,9 +23,7 @@ no projection finds more on wordnet than the mean offset.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import lzma
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -116,8 +114,8 @@ def load_pairs(source: str, *, unit_length: bool) -> Pairs:
     elif source == "zh":
         pairs, label, vectors = _chinese()
     elif name == "wordnet" and detail:
-        with gzip.open(_file("wordnet-noun-hypernyms.tsv.gz"), "rt", encoding="utf-8") as file:
-            rows = [line.rstrip("\n").split("\t") for line in file]
+        file = _file("wordnet-noun-hypernyms.tsv.gz")
+        rows = [line.rstrip("\n").split("\t") for line in word_vectors.lines_of(file)]
         known = {(row[0], row[1]) for row in rows[1:]}
         true = [(row[0], row[1]) for row in rows[1:] if row[3:] == ["1", "1"]]
         vectors = _vectors(detail)
@@ -163,8 +161,7 @@ def _vectors(name: str) -> dict[str, np.ndarray]:
 
 
 def _chinese() -> tuple[list[tuple[str, str]], list[bool], dict[str, np.ndarray]]:
-    with lzma.open(_file("zh-wang2017.vectors50.txt.xz"), "rt", encoding="utf-8") as file:
-        fields = [line.split() for line in file]
+    fields = [line.split() for line in word_vectors.lines_of(_file("zh-wang2017.vectors50.txt.xz"))]
     vectors = {row[0]: np.asarray(row[1:], np.float32) for row in fields if len(row) == 51}
     lines = [
         line.split("\t")
@@ -176,7 +173,8 @@ def _chinese() -> tuple[list[tuple[str, str]], list[bool], dict[str, np.ndarray]
 
 def _own_pairs(path: Path, vectors: Mapping[str, np.ndarray]) -> tuple[list[tuple[str, str]], list[bool]]:
     try:
-        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        rows = [line.split("\t") for line in lines if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text: give a file of pairs.") from error
     widths, labels = {len(row) for row in rows}, {row[2] for row in rows if row[2:]}
@@ -199,7 +197,9 @@ def _known_words(
 def _with_false(
     true: Sequence[tuple[str, str]], known: set[tuple[str, str]]
 ) -> tuple[list[tuple[str, str]], list[bool]]:
-    """The pairs, their reverses, and each word with another pair's hypernym, but for those that are known."""
+    """The pairs, their reverses, and each word with another pair's hypernym, but for those that are known or
+    follow from the pairs."""
+    known = known | hypernyms.transitive_closure(true)
     others = np.random.default_rng(0).integers(0, max(len(true), 1), len(true))
     made = [*((y, x) for x, y in true), *((x, true[i][1]) for (x, _), i in zip(true, others, strict=True))]
     false = [pair for pair in made if pair not in known]

@@ -97,7 +97,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         for split, text in texts.items()
     }
     seen = collections.Counter(word for line in lines["train"] for word in line)
-    vocabulary = build_vocabulary(seen, min_count=config.data.min_count, unknown=UNKNOWN)
+    vocabulary = build_vocabulary(seen, min_count=config.data.min_count, unknown=UNKNOWN, end=END)
     encoded = {
         split: pack([vocabulary.encode(line).tolist() for line in part]) for split, part in lines.items()
     }
@@ -138,7 +138,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     def evaluate(state: TrainState, needed: Mapping[str, TrainState]) -> Scores:
         del needed
         found = ngrams.perplexity(model_of(state), *encoded["test"])
-        known = config.data.source == "ptb" and config.model.order == 5
+        known = config.data.source == "ptb" and config.data.min_count == 1 and config.model.order == 5
         known = known and config.model.smoothing == "kneser_ney"
         unit = f"perplexity a word, {END} and {UNKNOWN} predicted, of {len(vocabulary)} words"
         return {

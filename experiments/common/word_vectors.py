@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import hashlib
+import lzma
 import os
 import re
-import shutil
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from jaxgen.data.cache import cache_dir, write_text
+from jaxgen.data.cache import cache_dir, cannot_write, write_text
 from jaxgen.estimators import linear
 from jaxgen.interop.word2vec import write_word2vec
 from jaxgen.metrics import words as judges
@@ -81,6 +83,8 @@ def text_file(source: str, path: str, lowercase: bool) -> Path:
         if not path:
             raise UserError("data.source=file needs the name of the text: --config.data.path=FILE.")
         return _lowered(Path(path).expanduser()) if lowercase else Path(path).expanduser()
+    if path:
+        raise UserError(f"data.path={path} is read only where data.source=file: give that too.")
     texts = cache_dir() / "texts"
     if source == "pydocs":
         made = texts / ("pydocs_lower.txt" if lowercase else "pydocs.txt")
@@ -98,12 +102,35 @@ def text_file(source: str, path: str, lowercase: bool) -> Path:
         )
     made = texts / "enwiki_100m.txt"
     if not made.is_file():
-        made.parent.mkdir(parents=True, exist_ok=True)
-        temporary = made.with_suffix(f".{os.getpid()}")
-        with bz2.open(packed) as whole, temporary.open("wb") as file:
-            shutil.copyfileobj(whole, file)
-        temporary.replace(made)
+        with written_aside(made) as file:
+            file.writelines(lines_of(packed))
     return made
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """The lines, with their ends, of a .gz, .bz2 or .xz file of UTF-8; UserError where it is damaged."""
+    opens: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    try:
+        with opens[path.suffix](path, "rt", encoding="utf-8", newline="\n") as file:
+            yield from file
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged or cannot be read ({error}): get it again.") from error
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[TextIO]:
+    """A UTF-8 text file in the cache that appears under `path` once it is whole."""
+    temporary = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        temporary.replace(path)
+    except OSError as error:
+        raise cannot_write(path.parent, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _lowered(path: Path) -> Path:
@@ -116,16 +143,12 @@ def _lowered(path: Path) -> Path:
         raise UserError(f"{path} is no text file.")
     made = cache_dir() / "texts" / f"{_name_of(path)}_{status.st_size}_{status.st_mtime_ns}.txt"
     if not made.is_file():
-        made.parent.mkdir(parents=True, exist_ok=True)
-        temporary = made.with_suffix(f".{os.getpid()}")
         try:
-            with path.open(encoding="utf-8") as text, temporary.open("w", encoding="utf-8") as file:
+            with path.open(encoding="utf-8") as text, written_aside(made) as file:
                 while piece := text.read(1 << 22):
                     file.write(piece.lower())
         except UnicodeDecodeError as error:
-            temporary.unlink(missing_ok=True)
             raise UserError(f"{path} is not UTF-8 text: save it as UTF-8.") from error
-        temporary.replace(made)
     return made
 
 
@@ -173,12 +196,11 @@ def judged_pairs(files: Iterable[Path]) -> tuple[list[tuple[str, str]], list[boo
     """Pairs of nouns of Shwartz, Santus & Schlechtweg 2017, and whether the second is a hypernym."""
     pairs, label = [], []
     for path in files:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                x, y, is_a, _ = line.split("\t")
-                if x.endswith("-n") and y.endswith("-n"):
-                    pairs.append((x[:-2], y[:-2]))
-                    label.append(is_a == "True")
+        for line in lines_of(path):
+            x, y, is_a, _ = line.split("\t")
+            if x.endswith("-n") and y.endswith("-n"):
+                pairs.append((x[:-2], y[:-2]))
+                label.append(is_a == "True")
     return pairs, label
 
 
@@ -200,10 +222,10 @@ def _bless_categories(folder: Path) -> dict[str, list[str]]:
 def _category_scores(table: judges.Vectors, categories: dict[str, list[str]]) -> Scores:
     """Purity of a clustering, and how often the one of another category is found among four of one."""
     known = {name: [word for word in words if table.find(word) >= 0] for name, words in categories.items()}
+    missing = sum(map(len, categories.values())) - sum(map(len, known.values()))
     known = {name: words for name, words in known.items() if len(words) >= 4}
     if len(known) < 2:
         return {}
-    missing = sum(map(len, categories.values())) - sum(map(len, known.values()))
     of = f"{len(known)} classes of BLESS, {missing} words out of vocabulary"
     purity, num, _ = judges.categorisation(table, known)
     rng = np.random.default_rng(0)

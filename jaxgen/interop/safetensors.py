@@ -39,7 +39,7 @@ def write_tensors(
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     # Views (a transpose, a broadcast) are made contiguous: the format stores the buffer as it lies in memory.
-    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     try:
         safetensors.numpy.save_file(arrays, partial, dict(metadata) if metadata else None)
         os.replace(partial, path)
@@ -49,7 +49,12 @@ def write_tensors(
 
 def load_tree(path: str | os.PathLike[str]) -> PyTree:
     """The nested dict of NumPy arrays that `save_tree` wrote: the name "a.b" is the leaf ["a"]["b"]."""
-    return traverse_util.unflatten_dict(read_tensors(path), sep=".")
+    try:
+        return traverse_util.unflatten_dict(read_tensors(path), sep=".")
+    except (IndexError, TypeError) as error:  # "a" and "a.b"
+        raise UserError(
+            f"{path} has a tensor whose name is the beginning of another's: it is no tree."
+        ) from error
 
 
 def save_tree(path: str | os.PathLike[str], tree: PyTree, metadata: Mapping[str, str] | None = None) -> None:

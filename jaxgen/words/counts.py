@@ -65,14 +65,28 @@ def cooccurrence(
     return following.T.tocsr() if direction == "left" else (following + following.T).tocsr()
 
 
-def document_counts(tokens: np.ndarray, starts: np.ndarray, vocab_size: int) -> scipy.sparse.csr_matrix:
-    """How often word i occurs in sentence (or document) d, float64 [V, S] at (i, d)."""
+def document_counts(
+    tokens: np.ndarray, starts: np.ndarray, vocab_size: int, *, chunk: int = 1 << 20
+) -> scipy.sparse.csr_matrix:
+    """How often word i occurs in sentence (or document) d, float64 [V, S] at (i, d).
+
+    chunk: tokens counted at a time; memory is that of the matrix.
+    """
     check(tokens, starts, vocab_size)
-    tokens = np.asarray(tokens)
-    known = tokens >= 0
-    document = sentence_numbers(starts, 0, len(tokens))[known]
-    cells = (np.ones(len(document)), (tokens[known], document))
-    return scipy.sparse.coo_matrix(cells, shape=(vocab_size, len(starts) - 1)).tocsr()
+    shape = (vocab_size, len(starts) - 1)
+    found, times = [np.zeros(0, np.int64)], [np.zeros(0)]
+    for begin in range(0, len(tokens), chunk):
+        end = min(begin + chunk, len(tokens))
+        words = np.asarray(tokens[begin:end], np.int64)
+        document = sentence_numbers(starts, begin, end)
+        cells, counts = np.unique((words * shape[1] + document)[words >= 0], return_counts=True)
+        found.append(cells)
+        times.append(counts.astype(np.float64))
+    cells = np.concatenate(found)
+    matrix = scipy.sparse.coo_matrix(
+        (np.concatenate(times), (cells // shape[1], cells % shape[1])), shape=shape
+    )
+    return matrix.tocsr()
 
 
 def pmi(counts: scipy.sparse.csr_matrix, *, smoothing: float = 1.0) -> scipy.sparse.csr_matrix:

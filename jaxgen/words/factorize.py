@@ -51,13 +51,13 @@ def sparse_operator(matrix: scipy.sparse.spmatrix, *, block: int = 1 << 16) -> L
     value = jnp.asarray(np.pad(cells.data.astype(np.float32), (0, padded)).reshape(-1, block))
     return LinearOperator(
         cells.shape,
-        functools.partial(_sparse_product, row, column, value, cells.shape[0]),
-        functools.partial(_sparse_product, column, row, value, cells.shape[1]),
+        functools.partial(sparse_product, row, column, value, cells.shape[0]),
+        functools.partial(sparse_product, column, row, value, cells.shape[1]),
     )
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _sparse_product(row: Array, column: Array, value: Array, num_rows: int, x: Array) -> Array:
+def sparse_product(row: Array, column: Array, value: Array, num_rows: int, x: Array) -> Array:
     """A x [N, L] of the matrix with value[i] at (row[i], column[i]), all three [blocks, block]."""
 
     def add(product: Array, entries: tuple[Array, Array, Array]) -> tuple[Array, None]:

@@ -70,7 +70,8 @@ class Pieces:
         entries = np.maximum(np.rint(noise * 2**22), (noise > 0) * 1.0).astype(np.int64)
         self.noise_table = np.repeat(np.arange(len(noise), dtype=np.int32), entries)
         self.rates = rates
-        self.num_steps = max(1, math.ceil(epochs * self.share / self.stretch))
+        self.steps_an_epoch = -(-self.share // self.stretch)
+        self.num_steps = max(1, math.ceil(epochs * self.steps_an_epoch))
         self.streams = range(num_streams)[rows]
 
     @property
@@ -95,7 +96,7 @@ class Pieces:
         left, right = (np.zeros((len(self.streams), size), np.int32) for _ in range(2))
         shape = (len(self.streams), self.num_pieces, self.negatives)
         negatives = np.zeros(shape, np.int32)
-        begin = step * self.stretch % self.share
+        begin = step % self.steps_an_epoch * self.stretch
         for row, stream in enumerate(self.streams):
             rng = np.random.default_rng([self.seed, step, stream])
             first = stream * self.share + begin

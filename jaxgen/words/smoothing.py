@@ -88,6 +88,7 @@ def fit_jelinek_mercer(
     probabilities, buckets = [], []
     for level, (entry, context) in enumerate(walk(counts, held_out, starts), start=1):
         total = _context_totals(counts, level, counts.counts[level - 1])
+        total = total if len(total) else np.zeros(1)  # no sentence is that long
         seen = (context >= 0) & (total[context] > 0)
         ratio = _ratio(counts.counts[level - 1], total[counts.contexts[level - 1]])
         found = entry >= 0
@@ -170,8 +171,13 @@ def continuation_counts(counts: NgramCounts) -> list[np.ndarray]:
     for level in range(2, counts.order + 1):
         word = counts.keys[level - 1] % (counts.vocab_size + 1)
         ends.append(counts.find(level - 1, ends[-1][counts.contexts[level - 1]], word))
+
+    def seen_after(level: int, num: int) -> np.ndarray:
+        # Where the text is still being counted, some n-grams have not been seen.
+        return np.bincount(ends[level], counts.counts[level] > 0, minlength=num).astype(np.int64)
+
     adjusted = [
-        np.where(begins[i], counts.counts[i], np.bincount(ends[i + 1], minlength=len(counts.keys[i])))
+        np.where(begins[i], counts.counts[i], seen_after(i + 1, len(counts.keys[i])))
         for i in range(counts.order - 1)
     ]
     return [*adjusted, counts.counts[-1]]

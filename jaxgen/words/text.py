@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,17 +105,15 @@ def encode_file(
         "drop_unknown": drop_unknown,
         "vocabulary": settings if vocabulary is None else _vocabulary_digest(vocabulary),
     }
-    try:
-        made_of = _read_description(directory)["request"]
-    except UserError:
-        made_of = None
-    if made_of == request:
+    if _made_of(directory) == request:
         return open_corpus(directory)
     if vocabulary is None:
         counts = count_words(path, end=end, max_types=max_types, chunk_bytes=chunk_bytes)
         if not any(word != end for word in counts):
             raise UserError(f"{path} has no words; give a text file.")
-        vocabulary = build_vocabulary(counts, min_count=min_count, max_size=max_size, unknown=unknown)
+        vocabulary = build_vocabulary(
+            counts, min_count=min_count, max_size=max_size, unknown=unknown, end=end
+        )
     blocks = _encoded(path, vocabulary, lines, end, drop_unknown, chunk_bytes)
     return write_corpus(directory, blocks, vocabulary, request)
 
@@ -188,54 +187,60 @@ def write_corpus(
     """Writes a corpus from blocks of (tokens int32 [n], places in 0 ... n where a sentence ends).
 
     The last sentence ends with the text; sentences without tokens are left out. request: what the corpus was
-    made of, as JSON. The description is written last, so that a corpus half written is none.
+    made of, as JSON. All files are written aside and moved, the description last, so that a corpus half
+    written is none, and processes that encode the same text at once do not harm each other.
     """
     directory = Path(directory).expanduser()
     num_tokens, num_starts, last = 0, 1, 0
     token_digest, start_digest = hashlib.sha256(), hashlib.sha256()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name in ("corpus.json", "tokens.i32", "starts.i64"):
+        with tempfile.TemporaryDirectory(dir=directory, prefix=".encoding-") as folder:
+            part = Path(folder)
+            with (part / "tokens.i32").open("wb") as tokens, (part / "starts.i64").open("wb") as starts:
+
+                def append(ends: np.ndarray) -> None:
+                    nonlocal num_starts, last
+                    ends = np.unique(ends)
+                    ends = ends[ends > last]
+                    if len(ends):
+                        num_starts, last = num_starts + len(ends), int(ends[-1])
+                    data = ends.astype("<i8").tobytes()
+                    start_digest.update(data)
+                    starts.write(data)
+
+                first = np.zeros(1, "<i8").tobytes()
+                start_digest.update(first)
+                starts.write(first)
+                for block, ends in blocks:
+                    data = block.astype("<i4").tobytes()
+                    token_digest.update(data)
+                    tokens.write(data)
+                    append(num_tokens + np.asarray(ends, np.int64))
+                    num_tokens += len(block)
+                append(np.asarray([num_tokens], np.int64))
+            if not num_tokens:
+                raise UserError("no word of the text is in the vocabulary; choose another one.")
+            lines = [
+                f"{word} {count}\n" for word, count in zip(vocabulary.words, vocabulary.counts, strict=True)
+            ]
+            (part / "vocabulary.txt").write_text("".join(lines), encoding="utf-8", newline="\n")
+            digests = (token_digest.hexdigest(), start_digest.hexdigest(), _vocabulary_digest(vocabulary))
+            description = {
+                "format": _FORMAT,
+                "num_tokens": num_tokens,
+                "num_starts": num_starts,
+                "unknown": vocabulary.unknown,
+                "digests": digests,
+                "request": request,
+            }
+            text = json.dumps(description, ensure_ascii=False, indent=1)
+            (part / "corpus.json").write_text(text, encoding="utf-8")
+            if _made_of(directory) != request:
+                (directory / "corpus.json").unlink(missing_ok=True)
             # Whoever has the old ones mapped keeps them: written over, they would end that process by SIGBUS.
-            (directory / name).unlink(missing_ok=True)
-        with (directory / "tokens.i32").open("wb") as tokens, (directory / "starts.i64").open("wb") as starts:
-
-            def append(ends: np.ndarray) -> None:
-                nonlocal num_starts, last
-                ends = np.unique(ends)
-                ends = ends[ends > last]
-                if len(ends):
-                    num_starts, last = num_starts + len(ends), int(ends[-1])
-                data = ends.astype("<i8").tobytes()
-                start_digest.update(data)
-                starts.write(data)
-
-            first = np.zeros(1, "<i8").tobytes()
-            start_digest.update(first)
-            starts.write(first)
-            for block, ends in blocks:
-                data = block.astype("<i4").tobytes()
-                token_digest.update(data)
-                tokens.write(data)
-                append(num_tokens + np.asarray(ends, np.int64))
-                num_tokens += len(block)
-            append(np.asarray([num_tokens], np.int64))
-        if not num_tokens:
-            raise UserError("no word of the text is in the vocabulary; choose another one.")
-        lines = [f"{word} {count}\n" for word, count in zip(vocabulary.words, vocabulary.counts, strict=True)]
-        (directory / "vocabulary.txt").write_text("".join(lines), encoding="utf-8", newline="\n")
-        digests = (token_digest.hexdigest(), start_digest.hexdigest(), _vocabulary_digest(vocabulary))
-        description = {
-            "format": _FORMAT,
-            "num_tokens": num_tokens,
-            "num_starts": num_starts,
-            "unknown": vocabulary.unknown,
-            "digests": digests,
-            "request": request,
-        }
-        half = directory / "corpus.json.half"
-        half.write_text(json.dumps(description, ensure_ascii=False, indent=1), encoding="utf-8")
-        half.replace(directory / "corpus.json")
+            for name in ("tokens.i32", "starts.i64", "vocabulary.txt", "corpus.json"):
+                (part / name).replace(directory / name)
     except OSError as error:
         raise UserError(f"{directory} cannot be written: {error.strerror or error}") from error
     return open_corpus(directory)
@@ -273,6 +278,14 @@ def open_corpus(directory: str | os.PathLike[str], *, verify: bool = False) -> C
         if [*found, _vocabulary_digest(vocabulary)] != digests:
             raise UserError(f"{again} (its checksums do not fit).")
     return Corpus(arrays[0], arrays[1], vocabulary, fingerprint)
+
+
+def _made_of(directory: Path) -> dict[str, Any] | None:
+    """The request of the corpus in `directory`; None where there is none."""
+    try:
+        return _read_description(directory)["request"]
+    except UserError:
+        return None
 
 
 def _read_description(directory: Path) -> dict[str, Any]:

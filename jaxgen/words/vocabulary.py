@@ -52,26 +52,38 @@ class Vocabulary:
 
 
 def build_vocabulary(
-    counts: Mapping[str, int], *, min_count: int = 1, max_size: int | None = None, unknown: str | None = None
+    counts: Mapping[str, int],
+    *,
+    min_count: int = 1,
+    max_size: int | None = None,
+    unknown: str | None = None,
+    end: str | None = None,
 ) -> Vocabulary:
     """The words of {word: count} that occur `min_count` times or more, at most the `max_size` most frequent.
 
     unknown: a word, such as "<unk>", that joins the vocabulary, counted among `max_size`, and whose count is
     that of all words left out and its own in the text.
+    end: a word, such as "<eos>", that is in the vocabulary however seldom it occurs, counted among
+        `max_size`.
     """
     if min_count < 1 or (max_size is not None and max_size < 1):
         raise UserError("the least count of a word and the size of a vocabulary must be at least 1.")
-    known = {word: count for word, count in counts.items() if count >= min_count and word != unknown}
+    own = {word for word in (unknown, end) if word is not None}
+    known = {word: count for word, count in counts.items() if count >= min_count and word not in own}
     ranked = sorted(known, key=lambda word: (-known[word], word))
     if max_size is not None:
-        ranked = ranked[: max_size - (unknown is not None)]
+        ranked = ranked[: max(max_size - len(own), 0)]
     if not ranked:
         most = max(counts.values(), default=0)
         raise UserError(
             f"no word is left of {len(counts)}: the most frequent one occurs {most} times and a word must "
             f"occur {min_count} times; lower min_count or give more text."
         )
+    if end is not None:
+        known[end] = counts.get(end, 0)
+        ranked.append(end)
     if unknown is not None:
         known[unknown] = sum(counts.values()) - sum(known[word] for word in ranked)
-        ranked = sorted([*ranked, unknown], key=lambda word: (-known[word], word))
+        ranked.append(unknown)
+    ranked.sort(key=lambda word: (-known[word], word))
     return Vocabulary(tuple(ranked), np.asarray([known[word] for word in ranked], np.int64), unknown)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import hypernyms as experiment
 from jaxgen.estimators import hypernyms
 from jaxgen.types import UserError
 
@@ -118,3 +119,11 @@ def test_bad_arguments_are_refused():
         hypernyms.fit(jax.random.key(0), x, y, ridge=-1.0)
     with pytest.raises(UserError, match="share"):
         hypernyms.lexical_split([("a", "b")], shares=(1.0, 0.0))
+
+
+def test_a_pair_that_follows_from_the_others_is_not_a_false_one():
+    true = [("dog", "mammal"), ("mammal", "animal"), ("cat", "mammal"), ("bird", "animal"), ("robin", "bird")]
+    pairs, label = experiment._with_false(true, set(true))
+    false = {pair for pair, is_a in zip(pairs, label, strict=True) if not is_a}
+    assert false
+    assert not false & hypernyms.transitive_closure(true)

@@ -29,8 +29,14 @@ def test_a_tree_comes_back_bit_for_bit(tmp_path):
     for ours, expected in [(loaded["dense"][k], tree["dense"][k]) for k in tree["dense"]] + [
         (loaded[k], tree[k]) for k in tree if k != "dense"
     ]:
-        assert ours.dtype == expected.dtype
+        assert (ours.dtype, ours.shape) == (expected.dtype, expected.shape)
         np.testing.assert_array_equal(ours, expected)
+
+
+def test_names_that_are_no_tree_are_refused(tmp_path):
+    write_tensors(tmp_path / "a.safetensors", {"a": np.ones(1), "a.b": np.ones(2)})
+    with pytest.raises(UserError, match="it is no tree"):
+        load_tree(tmp_path / "a.safetensors")
 
 
 def test_the_file_is_what_others_write_and_read(tmp_path):

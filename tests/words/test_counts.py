@@ -61,8 +61,9 @@ def test_a_window_longer_than_the_text():
 
 
 def test_document_counts():
-    found = counts.document_counts(*pack([[0, 2, 0], [], [-1, 1]]), 3).toarray()
-    np.testing.assert_array_equal(found, [[2, 0, 0], [0, 0, 1], [1, 0, 0]])
+    for chunk in (1, 2, 100):
+        found = counts.document_counts(*pack([[0, 2, 0], [], [-1, 1]]), 3, chunk=chunk).toarray()
+        np.testing.assert_array_equal(found, [[2, 0, 0], [0, 0, 1], [1, 0, 0]])
 
 
 def test_pmi_of_the_lecture_s_table_by_hand():

@@ -246,6 +246,25 @@ def test_orders_longer_than_every_sentence():
         model = make(table)
         assert ngrams.perplexity(model, *pack([[0, 1, 1, 1, 1, 1, 0, 1]])).num_words == 8
         assert abs(ngrams.distribution(model, [0, 1, 1, 0, 0, 1, 1]).sum() - 1) < 1e-12
+    weights = smoothing.fit_jelinek_mercer(ngrams.count_ngrams(*pack([[0], [1]]), 2, 4), *pack([[1], [0]]))
+    assert weights.shape[0] == 4
+    assert np.isfinite(weights).all()
+
+
+@pytest.mark.parametrize("name", sorted(set(SMOOTHINGS) - {"jelinek-mercer"}))
+def test_counting_half_of_the_text_is_counting_half_a_text(name):
+    """The n-grams of all of it are laid out before any is counted; those not yet seen count for nothing."""
+    half = len(TRAIN) // 2
+    table = ngrams.count_ngrams(*pack(TRAIN), V, 3)
+    counts = [np.zeros_like(level) for level in table.counts]
+    for level, (entry, _) in enumerate(ngrams.walk(table, *pack(TRAIN[:half]))):
+        np.add.at(counts[level], entry[entry >= 0], 1)
+    so_far = ngrams.NgramCounts(table.vocab_size, table.keys, tuple(counts), table.contexts)
+    alone = ngrams.count_ngrams(*pack(TRAIN[:half]), V, 3)
+    found, expected = (
+        ngrams.perplexity(SMOOTHINGS[name](which), *pack(TEST)).value for which in (so_far, alone)
+    )
+    assert found == pytest.approx(expected, rel=1e-12) or found == expected  # both may be infinite
 
 
 def test_what_cannot_be_done_is_said(counts):

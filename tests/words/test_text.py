@@ -64,6 +64,40 @@ def test_every_line_ends_with_the_end_word(tmp_path):
         assert corpus.vocabulary.counts.sum() == len(corpus.tokens)
 
 
+def test_the_end_word_is_in_the_vocabulary_however_few_lines_there_are(tmp_path):
+    path = write(tmp_path, "a b a b c\n")
+    for unknown in (None, "<unk>"):
+        corpus = text.encode_file(path, tmp_path / "corpus", end="<eos>", min_count=2, unknown=unknown)
+        rest = [] if unknown is None else [unknown]
+        assert sentences(corpus) == [["a", "b", "a", "b", *rest, "<eos>"]]
+    small = build_vocabulary({"a": 3, "b": 2, "<eos>": 1}, max_size=2, end="<eos>")
+    assert small.words == ("a", "<eos>")
+
+
+def test_processes_that_encode_the_same_text_at_once_do_not_harm_each_other(tmp_path, monkeypatch):
+    path = write(tmp_path, SMALL)
+    counted = text.count_words
+
+    def another_comes_between(*arguments, **settings):
+        monkeypatch.setattr(text, "count_words", counted)
+        others.append(text.encode_file(path, tmp_path / "corpus"))
+        return counted(*arguments, **settings)
+
+    others = []
+    monkeypatch.setattr(text, "count_words", another_comes_between)
+    corpus = text.encode_file(path, tmp_path / "corpus")
+    assert sentences(corpus) == sentences(others[0]) == sentences(text.open_corpus(tmp_path / "corpus"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        text.write_corpus(tmp_path / "corpus", _torn(), corpus.vocabulary, {"another": "text"})
+    assert sentences(text.open_corpus(tmp_path / "corpus", verify=True)) == sentences(corpus)
+    assert not list((tmp_path / "corpus").glob(".encoding-*"))
+
+
+def _torn():
+    yield np.zeros(2, np.int32), np.zeros(0, np.int64)
+    raise UserError("the text is not UTF-8")
+
+
 def test_text_without_sentences(tmp_path):
     corpus = text.encode_file(write(tmp_path, SMALL), tmp_path / "corpus", lines=False)
     assert sentences(corpus) == [SMALL.split()]

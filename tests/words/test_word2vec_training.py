@@ -81,6 +81,19 @@ def test_pieces_are_a_function_of_seed_and_step_and_of_the_process_share(corpus)
         np.testing.assert_array_equal(field, np.concatenate([half[name] for half in halves]))
 
 
+def test_every_epoch_reads_every_word_once():
+    """Two streams of 51 words, 9 at a time: the last step of an epoch reads 6 of each."""
+    corpus = _corpus([np.arange(103)])
+    pieces = _pieces(corpus, stretch=10, epochs=3, window=1, subsample=0.0)
+    seen = np.zeros(103, int)
+    for step in range(pieces.num_steps):
+        batch = pieces(step)
+        read = batch["tokens"][:, :, 1:-1][batch["left"] + batch["right"] > 0]
+        np.add.at(seen, read, 1)
+    assert set(seen[:102].tolist()) == {3}
+    assert seen[102] == 0  # two streams of equal length
+
+
 def test_subsampling_and_negatives_have_their_frequencies():
     rng = np.random.default_rng(0)
     tokens = rng.choice(4, 40_000, p=[0.7, 0.2, 0.08, 0.02])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 
 import numpy as np
 import pytest
 
 from experiments.common import word_vectors
+from jaxgen.metrics import words as judges
+from jaxgen.types import UserError
 
 BIRDS, TREES = ["crow", "dove", "eagle", "hawk", "owl"], ["elm", "oak", "pine", "birch"]
 
@@ -42,6 +46,42 @@ def test_classes_far_apart_are_told_apart(bless):
     assert scores["odd_one_out"].value == 1
     assert scores["odd_one_out"].n == 9
     assert "1 words out of vocabulary" in scores["odd_one_out"].unit
+
+
+def test_known_words_of_a_class_left_out_are_not_out_of_vocabulary():
+    table = judges.Vectors(_vectors([*BIRDS, *TREES, "elk"]), [*BIRDS, *TREES, "elk"])
+    classes = {"bird": BIRDS, "tree": [*TREES, "yew"], "mammal": ["elk"]}  # one mammal: too few to judge
+    unit = word_vectors._category_scores(table, classes)["odd_one_out"].unit
+    assert "2 classes of BLESS, 1 words out of vocabulary" in unit
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"), [("a.gz", gzip.compress), ("a.bz2", bz2.compress), ("a.xz", lzma.compress)]
+)
+def test_packed_text_and_damaged_packed_text(tmp_path, name, pack):
+    text = "one\r\ntwo\u2028three\n" * 1000
+    (tmp_path / name).write_bytes(pack(text.encode()))
+    assert "".join(word_vectors.lines_of(tmp_path / name)) == text
+    whole = (tmp_path / name).read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"none" + whole, pack("\u00e9".encode("latin-1"))):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(UserError, match="is damaged or cannot be read"):
+            list(word_vectors.lines_of(tmp_path / name))
+
+
+def test_a_text_that_is_cut_short_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXGEN_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("JAXGEN_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "wiki100m").mkdir()
+    packed = bz2.compress(np.random.default_rng(0).integers(97, 120, 10_000, dtype=np.uint8).tobytes())
+    (tmp_path / "wiki100m" / "enwiki_100m.txt.bz2").write_bytes(packed[:-100])
+    with pytest.raises(UserError, match="damaged"):
+        word_vectors.text_file("wiki", "", True)
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+    (tmp_path / "cache" / "texts").rmdir()
+    (tmp_path / "cache" / "texts").write_text("in the way")
+    with pytest.raises(UserError, match="JAXGEN_CACHE_DIR"):
+        word_vectors.text_file("wiki", "", True)
 
 
 def test_vectors_of_chance_find_the_odd_word_as_often_as_chance(bless):
