@@ -18,7 +18,7 @@ experiments/cooccurrence.py:wiki. pairs:FILE,VECTORS takes your own, a line each
 where false ones are given too, tab, 1 or 0. Where they are not, each pair is set against its reverse and its
 hyponym with another pair's hypernym. planted, the smoke preset's, is made up: Python brings no is-a pairs.
 Seconds on a CPU. Where hypernyms were seen (bless) the piecewise projection is far ahead; of words never seen
-no projection finds more on wordnet than the mean offset.
+the projections find hardly more on wordnet than the mean offset.
 """
 
 from __future__ import annotations

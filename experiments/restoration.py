@@ -2,14 +2,15 @@
 
   python -m jaxgen.run --config=experiments/restoration.py:photos --workdir=runs/restoration_photos
   python -m jaxgen.run --config=experiments/restoration.py:natural_cpu --workdir=runs/restoration_natural_cpu
-  ... --config.denoiser=runs/ddpm_mnist --config.data.source=mnist --config.evaluation.crop=0
+  python -m jaxgen.run --config=experiments/restoration.py:photos --workdir=runs/restoration_mnist \\
+      --config.denoiser=runs/ddpm_mnist --config.data.source=mnist --config.evaluation.crop=0
 
 Trained with noise of all levels up to data.max_sigma, it is judged as a denoiser at 15, 25 and 50 of 255, as
 the prior that takes a blur and 1 % noise off again, beside the Wiener filter and total variation on the same
 images, as the prior that fills holes and, where evaluation.tasks has superresolution, as the one that
 enlarges blurred and thinned-out images, beside bicubic interpolation. Test images share no pixel with the
 training patches (see jaxgen/data/natural.py). Noise levels are in units of 1/255 of the range. On two cores
-that do nothing else `natural_cpu` trains for 20 minutes and is judged for 15.
+that do nothing else `natural_cpu` trains for 25 minutes and is judged for 15.
 
 With config.denoiser nothing is trained: the folder of another run (ddpm, ncsn, score_sde, restoration) gives
 the denoiser, through the one interface of jaxgen/denoising.py. Its state comes with the evaluation, so the

@@ -354,7 +354,15 @@ def _start_jax(*, distributed: bool, fsdp: int) -> jax.sharding.Mesh:
         return sharding.make_mesh(fsdp)
     except (RuntimeError, ValueError) as error:
         asked = "--distributed" if distributed else f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
-        raise UserError(f"JAX cannot start with {asked}: {error}") from error
+        raise UserError(
+            f"JAX cannot start with {asked}: {error}"
+            + (
+                " Outside SLURM, Kubernetes and TPU pods give each process JAX_COORDINATOR_ADDRESS, "
+                "JAX_NUM_PROCESSES and JAX_PROCESS_ID."
+                if distributed
+                else ""
+            )
+        ) from error
 
 
 def _use_compilation_cache() -> None:

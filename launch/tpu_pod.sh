@@ -27,6 +27,12 @@ stop() {
     exit 2
 }
 
+for word in "$@"; do
+    case $word in
+        --dry_run | --dry-run) stop "$word is not understood here: --dry_run goes first, before the step." ;;
+    esac
+done
+
 quoted() { # the arguments as a shell would have to be given them
     line=
     for word in "$@"; do

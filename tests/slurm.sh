@@ -87,7 +87,7 @@ started+=($!)
 is_idle() { sinfo --noheader --format=%t 2>/dev/null | grep -q '^idle'; }
 wait_for 60 is_idle || cannot "$(tail -2 "$folder/slurmctld.log" "$folder/slurmd.log")"
 
-job=$(sbatch --parsable --ntasks=2 --cpus-per-task=1 --overcommit --time=30 --output="$folder/job.log" \
+job=$(sbatch --parsable --nodes=1 --ntasks-per-node=2 --cpus-per-task=1 --overcommit --time=30 --output="$folder/job.log" \
     launch/slurm.sbatch "$@") || exit 1
 echo "job $job"
 state() { scontrol show job "$job" 2>/dev/null | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p'; }

@@ -554,6 +554,7 @@ def test_distributed_without_a_cluster(tmp_path):
     status, stdout, stderr = run(DDPM, f"--workdir={tmp_path}/run", "--distributed")
     assert (status, stdout) == (2, "")
     assert stderr.startswith("jaxgen: JAX cannot start with --distributed: ")
+    assert "JAX_COORDINATOR_ADDRESS" in stderr
     assert stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

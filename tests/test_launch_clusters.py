@@ -77,6 +77,8 @@ def test_tpu_pod_deletes_the_slice_when_the_job_fails(tmp_path):
     [
         ([], "Say what to do: create, copy, run, collect, delete or all"),
         (["--dry_run", "start"], "start is none of"),
+        (["all", "--dry_run", *JOB], "--dry_run goes first"),
+        (["--dry-run", "all", *JOB], "--dry_run goes first"),
         (["--dry_run", "all", "--config=x"], "--workdir=DIRECTORY among them"),
         (["--dry_run", "collect"], "--workdir=DIRECTORY among them"),
     ],
