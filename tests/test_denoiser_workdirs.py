@@ -53,6 +53,18 @@ def test_pixels_of_ncsn_are_turned_into_those_of_the_interface(monkeypatch):
     np.testing.assert_allclose(found, expected, atol=3e-6)  # float32: sums of terms up to sigma^2
 
 
+@pytest.mark.parametrize("num_levels", [17, 256])
+def test_dequantised_pixels_of_ncsn_lie_around_their_level(num_levels):
+    """Else the network learns another scale than that on which its samples are rounded and judged."""
+    level = np.repeat(np.arange(num_levels), 4000).reshape(num_levels, 40, 100, 1)
+    image = jnp.asarray(level / (num_levels - 1), jnp.float32)
+    found = np.asarray(ncsn.dequantised(jax.random.key(0), image, num_levels), np.float64)
+    inner = found * (num_levels - 1) - level  # uniform in [-1/2, 1/2): a mean over 4000 errs by 0.0046
+    np.testing.assert_allclose(inner.mean(axis=(1, 2, 3)), 0.0, atol=5 * 0.0046)
+    assert inner.min() >= -0.5001
+    assert inner.max() <= 0.5001
+
+
 def test_a_fresh_edm_network_is_the_denoiser_of_a_gaussian():
     """Its last convolution begins at 0, so that what is left is c_skip x: that of N(0, 1/4)."""
     module = importlib.import_module("experiments.score_sde")
