@@ -105,6 +105,7 @@ PRESETS = {
             "optim.warmup_steps": 5000,
             "optim.ema_decay": 0.9999,
             "optim.schedule": "constant",
+            "sde.t_min": 1e-5,
             "train.num_steps": 1_300_000,
             "train.log_every": 500,
             "train.validate_every": 10_000,

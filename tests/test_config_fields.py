@@ -266,6 +266,18 @@ def test_every_preset_has_a_config_of_the_same_fields(name):
     assert not [check for check in getattr(module, "FIELD_CHECKS", {}) if check not in fields]
 
 
+@pytest.mark.parametrize(
+    ("name", "preset", "field", "value"),
+    [
+        # yang-song/score_sde: eps of losses.py and likelihood.py.
+        ("score_sde", "cifar10", "sde.t_min", 1e-5),
+    ],
+)
+def test_a_preset_has_the_setting_whose_published_score_it_quotes(name, preset, field, value):
+    config = cli.load_experiment(f"experiments/{name}.py").module.get_config(preset)
+    assert recorded.flatten(config.to_dict())[field] == value
+
+
 def test_the_cifar10_preset_is_the_published_network(tmp_path):
     """35.7 million parameters (Ho et al. 2020, appendix B); only the shape of the data matters here."""
     images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
