@@ -46,6 +46,7 @@ _PUBLISHED = {
     "optim.clip_norm": 0.0,
     "optim.ema_decay": 0.0,
     "optim.schedule": "constant",
+    "optim.warmup_steps": 0,
     "train.num_steps": 200_000,
     "train.log_every": 500,
     "train.validate_every": 5000,

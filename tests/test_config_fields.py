@@ -271,6 +271,9 @@ def test_every_preset_has_a_config_of_the_same_fields(name):
     [
         # yang-song/score_sde: eps of losses.py and likelihood.py.
         ("score_sde", "cifar10", "sde.t_min", 1e-5),
+        # ermongroup/ncsn: torch.optim.Adam of configs/anneal.yml, with no schedule.
+        ("ncsn", "mnist", "optim.warmup_steps", 0),
+        ("ncsn", "cifar10", "optim.warmup_steps", 0),
     ],
 )
 def test_a_preset_has_the_setting_whose_published_score_it_quotes(name, preset, field, value):
