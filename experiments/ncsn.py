@@ -113,7 +113,8 @@ PRESETS = {
     "cifar10": Preset(
         "1 GPU of 80 GB",
         2000,
-        "FID 25.3, inception score 8.87 (Song & Ermon 2019)",
+        "published: FID 25.3 against the training images, inception score 8.87 (Song & Ermon 2019); needs "
+        "evaluation.inception",
         {
             **_PUBLISHED,
             "data.source": "cifar10",

@@ -281,6 +281,14 @@ def test_a_preset_has_the_setting_whose_published_score_it_quotes(name, preset, 
     assert recorded.flatten(config.to_dict())[field] == value
 
 
+def test_a_preset_that_quotes_an_fid_says_against_which_images_and_what_it_needs():
+    """Judges compare with the held-out images, the published runs of these with the training images."""
+    for name in ("ddpm", "ncsn", "score_sde"):
+        expected = cli.load_experiment(f"experiments/{name}.py").module.PRESETS["cifar10"].expected
+        assert "against the training images" in expected
+        assert "needs evaluation.inception" in expected
+
+
 def test_the_cifar10_preset_is_the_published_network(tmp_path):
     """35.7 million parameters (Ho et al. 2020, appendix B); only the shape of the data matters here."""
     images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
