@@ -443,7 +443,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     check(config)
     captioned = load(config)
     height, width, channels = captioned.train.fields["image"].shape[1:]
-    if (height | width) % config.model.patch:
+    if height % config.model.patch or width % config.model.patch:
         raise UserError(f"model.patch={config.model.patch} does not divide pictures of {height}x{width}.")
     patched = (height // config.model.patch, width // config.model.patch, channels)
     checks.check_unet_fits(config.model, patched)

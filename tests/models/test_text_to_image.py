@@ -1,15 +1,21 @@
 """The text-to-image network: what a caption changes, and what must change nothing."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
+from experiments import text_to_image
+from jaxgen import sharding
 from jaxgen.models.text_to_image import TextToImage, depth_to_space, space_to_depth
 from jaxgen.models.transformer import TransformerSpec
 from jaxgen.models.unet import Context, UNet
 from jaxgen.samplers.guidance import classifier_free_guidance
 from jaxgen.samplers.negative_prompt import negative_prompt_guidance
+from jaxgen.types import UserError
 
 # One level whose only attention is that of the middle: what has to be compiled is as small as can be.
 UNET = {
@@ -102,6 +108,20 @@ def test_patches_by_brute_force():
             block = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
             np.testing.assert_array_equal(y[:, i, j], block.reshape(2, 12))
     np.testing.assert_array_equal(depth_to_space(jnp.asarray(y), 2), x)
+
+
+@pytest.mark.parametrize(("height", "width", "patch", "fits"), [(12, 9, 3, True), (24, 25, 5, False)])
+def test_a_patch_divides_the_height_and_the_width_of_pictures(tmp_path, height, width, patch, fits):
+    for i in range(30):
+        PIL.Image.fromarray(np.full((height, width), i, np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "captions.tsv").write_text("".join(f"{i}.png\tpicture {i}\n" for i in range(30)))
+    config = text_to_image.get_config("smoke")
+    config.data.source = f"folder:{tmp_path}"
+    config.model.patch = patch
+    config.evaluation.reader = ""
+    refusal = pytest.raises(UserError, match=f"patch={patch} does not divide pictures of {height}x{width}")
+    with contextlib.nullcontext() if fits else refusal:
+        text_to_image.build(config, sharding.make_mesh())
 
 
 def test_guidance_away_from_a_description():
