@@ -282,6 +282,12 @@ def noise_range(config: ConfigDict) -> tuple[float, float]:
     return least, greatest
 
 
+def prior_std(config: ConfigDict) -> float:
+    """The standard deviation that sampling starts with, of x_1 / scale(1) as a denoiser sees it."""
+    sde = make_sde(config.sde)
+    return sde.prior_std / float(sde.scale(jnp.float32(1.0)))
+
+
 def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     """Binds network, loss, data, sampler, likelihood and metrics."""
     check(config)
@@ -303,6 +309,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     # ---- sampling
 
     sigma_min, sigma_max = noise_range(config)
+    latent_std = prior_std(config)
 
     def chain_of(params: PyTree) -> Chain:
         sampling = config.sampling
@@ -346,7 +353,6 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         probes = rademacher_probes(
             jax.random.split(probe_key, image.shape[0]), config.likelihood.num_probes, image.shape[1:]
         )
-        prior_std = float(np.sqrt(1.0 + sigma_max**2)) if config.sde.name in ("vp", "sub_vp") else None
         log_density, _ = flow_log_density(
             denoiser(config, params),
             x,
@@ -354,7 +360,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
             sigma_max=sigma_max,
             num_steps=config.likelihood.num_steps,
             probes=probes,
-            prior_std=prior_std,
+            prior_std=latent_std,
         )
         bits = bits_per_dim(log_density, x[0].size, test.num_levels)
         return {"bits_per_dim": Mean.of(bits, batch.get("mask"))}

@@ -84,6 +84,15 @@ def test_a_fresh_edm_network_is_the_denoiser_of_a_gaussian():
     assert module.noise_range(config) == pytest.approx((0.01, 20.0), rel=0.01)
 
 
+@pytest.mark.parametrize(("name", "expected"), [("vp", np.e), ("sub_vp", np.e), ("ve", 20.0), ("edm", 20.0)])
+def test_the_prior_of_the_likelihood_is_where_sampling_starts(name, expected):
+    """N(0, 1) at t = 1 for both VP SDEs, whose scale there is exp(-1/2 int beta) = 1 / e with these betas."""
+    module = importlib.import_module("experiments.score_sde")
+    config = module.get_config("smoke")
+    config.sde.update(name=name, beta_min=1.0, beta_max=3.0)
+    assert module.prior_std(config) == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_conditional_ddpm_without_dropout_of_labels_refuses():
     module = importlib.import_module("experiments.ddpm")
     config = module.get_config("smoke")

@@ -270,7 +270,7 @@ def flow_log_density(
     model's data smoothed with sigma_min.
 
     prior_std: of the model at sigma_max; None is sigma_max itself, as a variance-exploding model samples. For
-        a variance-preserving one it is sqrt(1 + sigma_max^2).
+        any `Sde` up to t = 1 it is prior_std / scale(1), which is sqrt(1 + sigma_max^2) for a VP SDE.
 
     Raises UserError unless prior_std > 0, and as `flow_latent`.
     """
