@@ -12,9 +12,11 @@ enlarges blurred and thinned-out images, beside bicubic interpolation. Test imag
 training patches (see jaxgen/data/natural.py). Noise levels are in units of 1/255 of the range. On two cores
 that do nothing else `natural_cpu` trains for 25 minutes and is judged for 15.
 
-With config.denoiser nothing is trained: the folder of another run (ddpm, ncsn, score_sde, restoration) gives
-the denoiser, through the one interface of jaxgen/denoising.py. Its state comes with the evaluation, so the
-pictures of such a run show the methods without a prior.
+With config.denoiser nothing is trained: the folder of another run (ddpm, dae, ncsn, score_sde, restoration)
+gives the denoiser, through the one interface of jaxgen/denoising.py. Its state comes with the evaluation, so
+the pictures of such a run show the methods without a prior. That of dae knows one level, its noise.sigma, and
+ignores the one it is asked for: it serves only DAEP, DMSP and RED, with restoration.daep_sigma, dmsp_sigma
+and red_sigma at 127.5 times noise.sigma; the scores of the other methods then mean nothing.
 """
 
 from __future__ import annotations

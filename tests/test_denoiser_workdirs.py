@@ -16,7 +16,7 @@ from jaxgen import run as entry
 from jaxgen import sharding
 from jaxgen.types import UserError
 
-GIVERS = ("ddpm", "ncsn", "score_sde", "restoration")
+GIVERS = ("ddpm", "dae", "ncsn", "score_sde", "restoration")
 
 
 @pytest.mark.parametrize("name", GIVERS)

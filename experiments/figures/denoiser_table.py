@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import common
-from experiments.common.trained_runs import TrainedRun, read_denoiser_run
+from experiments.common.trained_runs import TrainedRun, read_run
 from experiments.figures import command
 from experiments.figures.trained import restore
 from jaxgen import data, mixtures, sharding
@@ -169,7 +169,7 @@ def main(argv: Sequence[str]) -> int:
     settings = Settings(given.num, given.steps, given.probes, given.batch_size)
     path = given.out.expanduser() / "denoiser_table.md"
     try:
-        rows = [row(read_denoiser_run(str(workdir)), settings) for workdir in given.workdir]
+        rows = [row(read_run(str(workdir)), settings) for workdir in given.workdir]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(markdown(HEAD, rows), encoding="utf-8")
     except UserError as error:
