@@ -108,6 +108,8 @@ class Checkpoints:
 
     best_metric: name of the validation metric that decides the best checkpoint; "" keeps none for being best.
     report: called with a sentence when a checkpoint had to be passed over.
+    writing: remove what an earlier process left half saved; for the one process (or those of one run) that
+        trains here, as to any other a save that is under way looks the same.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class Checkpoints:
         best_metric: str = "",
         best_is_higher: bool = False,
         report: Callable[[str], None] = print,
+        writing: bool = False,
     ) -> None:
         self.directory = Path(directory).absolute()
         self._best_metric, self._best_is_higher = best_metric, best_is_higher
@@ -133,7 +136,7 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             # best_fn makes Orbax keep the metrics on disk; which checkpoints stay is the policy's word.
             best_fn=self._goodness if best_metric else None,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=writing,
         )
         self._open()
 

@@ -236,7 +236,7 @@ def train(
 
     Raises Interrupted after SIGTERM or Ctrl-C with everything saved, and UserError on a non-finite number.
     """
-    checkpoints = open_checkpoints(experiment, workdir)
+    checkpoints = open_checkpoints(experiment, workdir, writing=True)
     try:
         with sharding.others_watched():
             state = _train(experiment, workdir, mesh, checkpoints, show_progress, profile)
@@ -290,13 +290,14 @@ def write_samples(
         return experiment.write_samples(state, key, num, Path(unwanted))
 
 
-def open_checkpoints(experiment: Experiment, workdir: Path) -> Checkpoints:
-    """The checkpoints of a run of this experiment."""
+def open_checkpoints(experiment: Experiment, workdir: Path, *, writing: bool = False) -> Checkpoints:
+    """The checkpoints of a run of this experiment; `writing` only for who holds the lock of its workdir."""
     return Checkpoints(
         Path(workdir) / "checkpoints",
         keep=experiment.loop.keep_checkpoints,
         best_metric=experiment.loop.best_metric,
         best_is_higher=experiment.loop.best_is_higher,
+        writing=writing,
     )
 
 

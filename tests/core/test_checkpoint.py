@@ -85,6 +85,20 @@ def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     chex.assert_trees_all_equal(_plain(restored), expected)
 
 
+def test_only_the_writer_removes_what_is_half_saved(three):
+    """A reader beside a training run must leave the save that is under way alone."""
+    half_saved = three / "3.orbax-checkpoint-tmp"
+    half_saved.mkdir()
+    reader, _ = _reopen(three)
+    assert int(reader.restore(_abstract(_state(0))).step) == 2
+    reader.close()
+    assert half_saved.is_dir()
+    writer, _ = _reopen(three, writing=True)
+    writer.save(_state(4))
+    writer.close()
+    assert not half_saved.exists()
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "metadata"])
 def test_a_damaged_newest_checkpoint_falls_back_and_is_set_aside(three, damage):
     newest = three / "2"

@@ -92,10 +92,13 @@ def test_interrupted_anywhere_and_resumed_is_bit_equal_to_uninterrupted(tmp_path
     expected = _train(_experiment(tmp_path), tmp_path / "whole")
     with pytest.raises(Died):
         _train(_experiment(tmp_path, batch=dying_batch), tmp_path / "parts")
+    half_saved = tmp_path / "parts" / "checkpoints" / "99.orbax-checkpoint-tmp"
+    half_saved.mkdir()
     calls = []
     found = _train(_experiment(tmp_path, calls=calls), tmp_path / "parts")
     chex.assert_trees_all_equal(_bits(found), _bits(expected))
     assert int(found.step) == 23
+    assert not half_saved.exists()
     assert [line["step"] for line in _lines(tmp_path / "parts")] == [
         line["step"] for line in _lines(tmp_path / "whole")
     ]
