@@ -378,10 +378,10 @@ def _run(
             # ---- save
             if due_save or last or stopping:
                 checkpoints.save(state, validation)
-            if stopping and stop.signal_number is not None:
-                checkpoints.wait()
-                recorder.message(f"Stopped after update {step}, all saved; the same command goes on.")
-                raise Interrupted(stop.signal_number)
+                if stop.signal_number is not None:  # it may have come during the save, and this be the last
+                    checkpoints.wait()
+                    recorder.message(f"Stopped after update {step}, all saved; the same command goes on.")
+                    raise Interrupted(stop.signal_number)
     return state
 
 

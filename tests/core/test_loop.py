@@ -186,6 +186,22 @@ def test_sigterm_saves_at_the_next_chance_and_resume_is_bit_equal(tmp_path, duri
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize("step", [8, 23])
+def test_sigterm_during_a_save_stops_after_it(tmp_path, monkeypatch, step):
+    save = loop.Checkpoints.save
+
+    def signalled(checkpoints, state, metrics=None):
+        if int(state.step) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(checkpoints, state, metrics)
+
+    monkeypatch.setattr(loop.Checkpoints, "save", signalled)
+    with pytest.raises(loop.Interrupted):
+        _train(_experiment(tmp_path), tmp_path)
+    assert (tmp_path / "checkpoints" / str(step)).is_dir()
+    assert _lines(tmp_path)[-1]["step"] == step
+
+
 def test_profile_writes_a_trace(tmp_path):
     loop.train(_experiment(tmp_path), tmp_path, sharding.make_mesh(), show_progress=False, profile=True)
     assert [path for path in (tmp_path / "profile").rglob("*") if path.is_file()]
