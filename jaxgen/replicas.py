@@ -368,14 +368,21 @@ def summary(scores: Mapping[Label, Scores]) -> dict[str, Score]:
     """Over the seeds of each swept value the mean of every score and its spread, then the replicas' own.
 
     Names: accuracy, accuracy_spread and accuracy@seed=3; in a sweep accuracy@optim.learning_rate=0.001 and so
-    on. The spread is the standard deviation over the seeds (n - 1), and its `n` their number.
+    on. The spread is the standard deviation over the seeds (n - 1), and its `n` their number. A score that
+    only some replicas have is that of those.
     """
     means: dict[str, Score] = {}
     singles: dict[str, Score] = {}
-    for name in next(iter(scores.values())):
+    for name in dict.fromkeys(name for found in scores.values() for name in found):
         for value in dict.fromkeys(label.value for label in scores):
             suffix = f"@{value}" if value else ""
-            group = {label: found[name] for label, found in scores.items() if label.value == value}
+            group = {
+                label: found[name]
+                for label, found in scores.items()
+                if label.value == value and name in found
+            }
+            if not group:
+                continue
             values = [score.value for score in group.values()]
             one = next(iter(group.values()))
             means[name + suffix] = dataclasses.replace(one, value=statistics.fmean(values))

@@ -134,6 +134,14 @@ def test_a_sweep_has_a_row_for_each_value():
     assert found == {"accuracy@lr=0.1": _score(0.1), "accuracy@lr=0.2": _score(0.2)}
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_score_that_only_some_replicas_have_is_theirs(order):
+    """A swept evaluation.num_probe=0 leaves the probe's score out."""
+    scores = [{"loss": _score(1.0), "probe": _score(0.5)}, {"loss": _score(2.0)}]
+    found = replicas.summary({Label(f"n={index}", None): scores[index] for index in order})
+    assert found == {"loss@n=0": _score(1.0), "loss@n=1": _score(2.0), "probe@n=0": _score(0.5)}
+
+
 # ---- runs: a linear model with noise of its own, told apart by data, start, noise and rate
 
 
