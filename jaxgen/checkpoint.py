@@ -8,6 +8,7 @@ or whose digests differ is set aside and the one before it is used.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -154,6 +155,8 @@ class Checkpoints:
 
     def _goodness(self, metrics: Any) -> float:
         value = metrics[self._best_metric]
+        if not math.isfinite(value):  # NaN compares with nothing: it would stand in the real best's place
+            return -math.inf
         return value if self._best_is_higher else -value
 
     def steps(self) -> list[int]:
@@ -202,12 +205,12 @@ class Checkpoints:
         set_aside: move damaged checkpoints out of the way (to `<directory>_damaged`), so that a run that
         comes to the same step again can save it.
 
-        Raises UserError if the checkpoint belongs to another model or if every checkpoint is damaged.
+        Raises UserError if the checkpoint belongs to another model, if every checkpoint is damaged, and, for
+        the best, if that one is or none has a value of the metric.
         """
         steps = self.steps()[::-1]
         if which == "best" and steps:
-            best = self._best_step(steps)
-            steps = steps if best is None else [best]
+            steps = [self._best_step(steps)]
         damaged: list[int] = []
         for step in steps:
             try:
@@ -221,6 +224,8 @@ class Checkpoints:
                 if set_aside:
                     self._set_aside(damaged)
             return state
+        if damaged and which == "best":
+            raise UserError("The best checkpoint is damaged: use --checkpoint=newest.")
         if damaged:
             raise UserError(
                 f"Every checkpoint in {self.directory} is damaged: "
@@ -228,7 +233,7 @@ class Checkpoints:
             )
         return None
 
-    def _best_step(self, steps: list[int]) -> int | None:
+    def _best_step(self, steps: list[int]) -> int:
         if not self._best_metric:
             raise UserError("This run keeps no best checkpoint: it was trained without train.best_metric.")
         with_metrics = {}
@@ -237,7 +242,9 @@ class Checkpoints:
                 metrics = self._manager.metrics(step)
                 if metrics and self._best_metric in metrics:
                     with_metrics[step] = self._goodness(metrics)
-        return max(with_metrics, key=lambda step: (with_metrics[step], step)) if with_metrics else None
+        if not with_metrics:
+            raise UserError("No checkpoint has a value of train.best_metric yet: use --checkpoint=newest.")
+        return max(with_metrics, key=lambda step: (with_metrics[step], step))
 
     def _restore_step(self, step: int, abstract_state: PyTree) -> TrainState:
         directory = self.directory / str(step)

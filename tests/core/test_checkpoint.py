@@ -177,6 +177,37 @@ def test_saves_without_the_metric_are_not_the_best(tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.parametrize("higher", [False, True])
+def test_a_validation_that_is_not_finite_is_not_the_best(tmp_path, higher):
+    checkpoints = Checkpoints(tmp_path / "c", keep=1, best_metric="loss", best_is_higher=higher)
+    for step, loss in enumerate([2.0, 1.0, 3.0, np.nan, np.inf, -np.inf, 2.5]):
+        checkpoints.save(_state(step), {"loss": Mean(jnp.float32(loss), jnp.float32(1.0))})
+    checkpoints.wait()
+    best = 2 if higher else 1
+    assert checkpoints.steps() == [best, 6]
+    assert int(checkpoints.restore(_abstract(_state(0)), "best").step) == best
+    checkpoints.close()
+
+
+def test_there_is_no_best_without_a_value(three):
+    checkpoints, _ = _reopen(three, best_metric="loss")
+    with pytest.raises(UserError, match=r"No checkpoint has a value of train.best_metric yet"):
+        checkpoints.restore(_abstract(_state(0)), "best")
+    checkpoints.close()
+
+
+def test_a_damaged_best_is_told_from_all_damaged(tmp_path):
+    checkpoints, messages = _reopen(tmp_path / "c", best_metric="loss")
+    for step in range(2):
+        checkpoints.save(_state(step), {"loss": Mean(jnp.float32(step), jnp.float32(1.0))})
+    checkpoints.wait()
+    _largest_file(tmp_path / "c" / "0").write_bytes(b"")
+    with pytest.raises(UserError, match=r"The best checkpoint is damaged: use --checkpoint=newest"):
+        checkpoints.restore(_abstract(_state(0)), "best")
+    assert "Checkpoint 0" in messages[0]
+    checkpoints.close()
+
+
 def test_description_is_json_without_code(three):
     meta = json.loads((three / "2" / "meta" / "metadata").read_text())
     assert meta["leaves"][".params['w']"]["shape"] == [400, 3]
