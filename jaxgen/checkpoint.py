@@ -93,11 +93,16 @@ class _Damaged(Exception):
 
 
 def _read(what: str, read: Callable[[], Any]) -> Any:
-    """What `read` returns; _Damaged, on every process, where it raises on any."""
+    """What `read` returns; _Damaged, on every process, where it raises on any.
+
+    Running out of memory is no damage and is raised as it is.
+    """
     try:
         content = read()
     except Exception as error:  # Orbax, TensorStore and JSON raise many kinds for a file cut off or gone
         sharding.everywhere(False)
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise
         raise _Damaged(f"{what} cannot be read: {type(error).__name__}") from error
     if not sharding.everywhere(True):
         raise _Damaged(f"{what} cannot be read by another process")

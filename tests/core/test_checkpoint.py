@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxgen import sharding
@@ -123,6 +124,22 @@ def test_a_damaged_newest_checkpoint_falls_back_and_is_set_aside(three, damage):
     checkpoints.wait()
     chex.assert_trees_all_equal(_plain(checkpoints.restore(_abstract(_state(0)))), _plain(_state(2)))
     checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.")]
+)
+def test_running_out_of_memory_is_no_damage(three, monkeypatch, error):
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", full)
+    checkpoints, messages = _reopen(three)
+    with pytest.raises(type(error)):
+        checkpoints.restore(_abstract(_state(0)), set_aside=True)
+    checkpoints.close()
+    assert messages == []
+    assert (three / "2").is_dir()
 
 
 def test_every_checkpoint_damaged_is_an_error_and_loses_nothing(three):
