@@ -139,13 +139,14 @@ class Session:
         if need.workdir:
             return _restore(need.experiment, Path(need.workdir), self.mesh, "newest")
         workdir = self._need_workdir(name)
-        _claim(workdir, need.experiment, need.source, need.config)
-        _say(f"Training what the evaluation needs: {need.source} in {workdir}")
-        state = loop.train(need.experiment, workdir, self.mesh)
-        scores = need.experiment.evaluate(sharding.fetchable(self.mesh, state), {})
-        with sharding.together():
-            if sharding.is_first_process():
-                files.write_result(workdir, scores)
+        with _WorkdirLock(workdir):  # another evaluation of the run may have come here too
+            _claim(workdir, need.experiment, need.source, need.config)
+            _say(f"Training what the evaluation needs: {need.source} in {workdir}")
+            state = loop.train(need.experiment, workdir, self.mesh)
+            scores = need.experiment.evaluate(sharding.fetchable(self.mesh, state), {})
+            with sharding.together():
+                if sharding.is_first_process():
+                    files.write_result(workdir, scores)
         return state
 
 
@@ -329,6 +330,7 @@ class _WorkdirLock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self._file.close()
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
             raise UserError(f"Another process is training in {self._workdir}; wait for it.") from error

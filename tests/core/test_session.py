@@ -150,6 +150,17 @@ def test_sampling_needs_no_classifier(tmp_path):
         _session(tmp_path, DDPM, trained=True).sample("newest", num=1, seed=0)
 
 
+def test_a_needed_run_is_trained_by_one_process(tmp_path):
+    this = _claim(tmp_path, DDPM)
+    classifier = this.experiment.needs["classifier"]
+    with (
+        session._WorkdirLock(tmp_path / "needs" / "classifier"),
+        pytest.raises(UserError, match=r"Another process is training in .*needs/classifier; wait for it"),
+    ):
+        this._needed_state("classifier", classifier)
+    assert not (tmp_path / "needs" / "classifier" / "config.json").exists()
+
+
 # ---- the lock
 
 
