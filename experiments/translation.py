@@ -302,9 +302,7 @@ def make_model(config: ConfigDict, source_vocab: int, target_vocab: int) -> Enco
     model, dtype = config.model, common.DTYPES[config.model.dtype]
     if model.kind == "transformer":
         longest = max(config.data.buckets[-1], config.sampling.max_new_tokens + 1)
-        spec = shared.transformer_spec(
-            model, max_length=longest, scale_embedding=model.positions == "sinusoidal"
-        )
+        spec = shared.transformer_spec(model, max_length=longest)
         return EncoderDecoder(
             source_vocab, target_vocab, spec, shared_embedding=model.shared_embedding, dtype=dtype
         )

@@ -104,6 +104,15 @@ def test_bad_settings_of_tasks():
     _refused(sequence_tasks, "at least 20 for sentiment", data__source="sentiment")
 
 
+@pytest.mark.parametrize("module", [language_model, sequence_tasks, translation])
+def test_embeddings_are_scaled_to_the_size_of_sinusoidal_positions(module):
+    for positions in ("sinusoidal", "learned", "rotary", "none"):
+        model = module.get_config("smoke").model
+        model.positions = positions
+        spec = shared.transformer_spec(model, max_length=9)
+        assert spec.scale_embedding == (positions == "sinusoidal")
+
+
 def test_text_ends_at_the_first_eos():
     tokenizer = train_tokenizer("char", ["abc"], specials=(PAD, BOS, EOS, UNK))
     assert translation.to_text(tokenizer, np.asarray([4, 5, 2, 6, 0])) == "ab"

@@ -132,6 +132,8 @@ def transformer_spec(model: ConfigDict, *, max_length: int, **settings: Any) -> 
         norm=model.norm,
         norm_kind=model.norm_kind,
         positions=model.positions,
+        # Sinusoids are of size 1, next to which embeddings of 0.02 would be lost.
+        scale_embedding=model.positions == "sinusoidal",
         max_length=max_length,
         dropout=model.dropout,
         remat=model.remat,
