@@ -376,11 +376,19 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         pictures.save_strip(forward, forward_frames(schedule, real, key, 11), scale=scale)
         return [grid, reverse, forward]
 
-    # ---- evaluation
+    # ---- evaluation: without dropout, and every label is told
 
+    held_out_loss = objective.make_loss(
+        lambda params, x, t, label, _: apply(params, x, t, label, None),
+        schedule,
+        loss=config.diffusion.loss,
+        num_levels=train.num_levels,
+        num_classes=num_classes,
+        **kinds,
+    )
     held_out: dict[str, Any] = {"source": test, "mesh": mesh, "batch_size": config.evaluation.batch_size}
     validation = common.make_evaluation(
-        lambda params, batch, key: loss(params, {}, batch, key)[1][0],
+        lambda params, batch, key: held_out_loss(params, {}, batch, key)[1][0],
         limit=config.evaluation.num_likelihood,
         seed=config.seed,
         **held_out,

@@ -262,16 +262,19 @@ def denoiser(config: ConfigDict, params: PyTree) -> denoising.Denoiser:
     return lambda x, sigma: denoise(params, x, sigma, None)
 
 
-def make_loss(config: ConfigDict, model: UNet) -> LossFn:
-    """The training loss that config.sde describes."""
+def make_loss(config: ConfigDict, model: UNet, *, train: bool) -> LossFn:
+    """The loss that config.sde describes; dropout is on in training alone."""
+    sde = make_sde(config)
+    network = make_denoise(config, model) if config.name == "edm" else make_eps(model, sde)
+
+    def apply(params: PyTree, x: Array, noise: Array, key: Key) -> Array:
+        return network(params, x, noise, key if train else None)
+
     if config.name == "edm":
         return continuous_time.make_edm_loss(
-            make_denoise(config, model), sigma_data=SIGMA_DATA, p_mean=config.p_mean, p_std=config.p_std
+            apply, sigma_data=SIGMA_DATA, p_mean=config.p_mean, p_std=config.p_std
         )
-    sde = make_sde(config)
-    return continuous_time.make_sde_loss(
-        make_eps(model, sde), sde, weighting=config.weighting, t_min=config.t_min
-    )
+    return continuous_time.make_sde_loss(apply, sde, weighting=config.weighting, t_min=config.t_min)
 
 
 def noise_range(config: ConfigDict) -> tuple[float, float]:
@@ -301,7 +304,8 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         image = batch["image"]
         return model.init(key, image, jnp.zeros(image.shape[0]), train=False)["params"], {}
 
-    loss = make_loss(config.sde, model)
+    loss = make_loss(config.sde, model, train=True)
+    held_out_loss = make_loss(config.sde, model, train=False)
     system = common.make_system(config, init, loss)
     stream = common.training_stream(config.data, train, seed=config.seed, mesh=mesh)
     checks.check_best_metric(config.train.best_metric, loss, system, stream(0))
@@ -367,7 +371,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
 
     batch_size = config.evaluation.batch_size
     validation = common.make_evaluation(
-        lambda params, batch, key: loss(params, {}, batch, key)[1][0],
+        lambda params, batch, key: held_out_loss(params, {}, batch, key)[1][0],
         test,
         mesh,
         batch_size=batch_size,

@@ -44,6 +44,7 @@ from jaxgen.types import (
     Batch,
     Experiment,
     Key,
+    LossFn,
     Metrics,
     Need,
     PyTree,
@@ -459,27 +460,33 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         t = jnp.zeros(image.shape[0], jnp.int32)
         return model.init(key, image, t, batch["tokens"], batch["lengths"], train=False)["params"], {}
 
-    def loss(
-        params: PyTree, model_state: PyTree, batch: Batch, key: Key
-    ) -> tuple[Array, tuple[Metrics, PyTree]]:
-        """DDPM's loss of a network that is told the captions, some of them hidden."""
-        drop_key, loss_key = jax.random.split(key)
-        lengths = dropped(drop_key, batch["lengths"], config.diffusion.caption_dropout)
+    def make_loss(*, train: bool) -> LossFn:
+        """DDPM's loss of a network that is told the captions; in training some are hidden, with dropout."""
 
-        def apply(params: PyTree, x: Array, t: Array, label: object, key: Key | None) -> Array:
-            rngs = None if key is None else {"dropout": key}
-            train = key is not None
-            out = model.apply({"params": params}, x, t, batch["tokens"], lengths, train=train, rngs=rngs)
-            return cast(Array, out)
+        def loss(
+            params: PyTree, model_state: PyTree, batch: Batch, key: Key
+        ) -> tuple[Array, tuple[Metrics, PyTree]]:
+            drop_key, loss_key = jax.random.split(key)
+            lengths = batch["lengths"]
+            if train:
+                lengths = dropped(drop_key, lengths, config.diffusion.caption_dropout)
 
-        of_images = objective.make_loss(apply, schedule, prediction=config.diffusion.prediction)
-        return of_images(params, model_state, batch, loss_key)
+            def apply(params: PyTree, x: Array, t: Array, label: object, key: Key | None) -> Array:
+                rngs = {"dropout": key} if train else None
+                out = model.apply({"params": params}, x, t, batch["tokens"], lengths, train=train, rngs=rngs)
+                return cast(Array, out)
 
+            of_images = objective.make_loss(apply, schedule, prediction=config.diffusion.prediction)
+            return of_images(params, model_state, batch, loss_key)
+
+        return loss
+
+    loss, held_out_loss = make_loss(train=True), make_loss(train=False)
     system = common.make_system(config, init, loss)
     stream = common.training_stream(config.data, captioned.train, seed=config.seed, mesh=mesh)
     checks.check_best_metric(config.train.best_metric, loss, system, stream(0))
     validation = common.make_evaluation(
-        lambda params, batch, key: loss(params, {}, batch, key)[1][0],
+        lambda params, batch, key: held_out_loss(params, {}, batch, key)[1][0],
         captioned.test,
         mesh,
         batch_size=config.evaluation.batch_size,

@@ -8,10 +8,12 @@ The others run in this process, through the same functions as the command line.
 import contextlib
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
 import time
+import types
 
 import chex
 import jax
@@ -20,6 +22,7 @@ import pytest
 from command import ROOT, environment, experiment_params, jaxgen_command, run
 from PIL import Image
 
+from experiments import common
 from jaxgen import cli, loop, session, sharding
 from jaxgen import run as entry
 
@@ -90,6 +93,38 @@ def test_pictures_open_and_are_not_blank(finished):
     assert pictures
     for path in pictures:
         assert np.asarray(Image.open(path)).std() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("ddpm", {"model.dropout": 0.5, "diffusion.label_dropout": 0.5, "diffusion.conditional": True}),
+        ("score_sde", {"model.dropout": 0.5}),
+        ("score_sde", {"model.dropout": 0.5, "sde.name": "edm"}),
+        ("text_to_image", {"model.dropout": 0.5, "text.dropout": 0.5, "diffusion.caption_dropout": 0.5}),
+    ],
+)
+def test_validation_is_without_dropout_and_hides_no_condition(name, settings, monkeypatch):
+    """Its program is that of a config in which all rates are 0."""
+
+    def traced(compute, *args, **kwargs):
+        return lambda given: str(jax.make_jaxpr(compute)(*given))
+
+    monkeypatch.setattr(common, "make_evaluation", traced)
+    module = cli.load_experiment(f"experiments/{name}.py").module
+    programs = []
+    for on in (False, True):
+        config = module.get_config("smoke")
+        off = {field: 0.0 for field in settings if field.endswith("dropout")}
+        config.update_from_flattened_dict(settings if on else {**settings, **off})
+        if "classifier" in config.evaluation:
+            config.evaluation.classifier = ""
+        experiment = module.build(config, sharding.make_mesh())
+        key, batch = jax.eval_shape(lambda: jax.random.key(0)), experiment.train_batch(0)
+        params = jax.eval_shape(experiment.system.init, key, batch).params
+        state = types.SimpleNamespace(sampling_params=(params, batch, key))
+        programs.append(re.sub("0x[0-9a-f]+", "", experiment.validate(state)))
+    assert programs[0] == programs[1]
 
 
 def _files(folder):
