@@ -113,6 +113,12 @@ def test_embeddings_are_scaled_to_the_size_of_sinusoidal_positions(module):
         assert spec.scale_embedding == (positions == "sinusoidal")
 
 
+def test_attention_maps_come_in_order_of_the_layers():
+    sown = lambda number: {"cross_attention": {"attention_weights": (np.full((1, 1, 1, 1), number),)}}
+    found = shared.attention_maps({"decoder": {f"block_{n}": sown(n) for n in range(12)}}, cross=True)
+    assert [weights.item() for _, weights in found] == list(range(12))
+
+
 def test_text_ends_at_the_first_eos():
     tokenizer = train_tokenizer("char", ["abc"], specials=(PAD, BOS, EOS, UNK))
     assert translation.to_text(tokenizer, np.asarray([4, 5, 2, 6, 0])) == "ab"

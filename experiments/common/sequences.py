@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,9 @@ def attention_maps(intermediates: Mapping[str, Any], *, cross: bool) -> list[tup
         if "attention_weights" in names and ("cross_attention" in names or len(names) == 2) == cross:
             weights = leaf if leaf.ndim == 4 else leaf[:, None]
             found.append(("/".join(name for name in names[:-1] if name), weights))
-    return sorted(found, key=lambda item: item[0])
+    # Numbers by value: block_10 comes after block_2.
+    in_order = lambda item: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", item[0])]
+    return sorted(found, key=in_order)
 
 
 # ---- pictures
