@@ -46,6 +46,14 @@ def test_an_epoch_of_ptb_is_as_long_as_the_presets_say():
     assert stream.steps_per_epoch * 13 == config.train.num_steps
 
 
+def test_vaswanis_settings():
+    config = translation.get_config("transformer_base")
+    optim = config.optim
+    assert (optim.b1, optim.b2, optim.eps, optim.clip_norm, optim.weight_decay) == (0.9, 0.98, 1e-9, 0, 0)
+    assert optim.learning_rate == pytest.approx((config.model.width * optim.warmup_steps) ** -0.5, rel=0.01)
+    assert config.evaluation.num_pairs > 0  # of a twentieth of millions
+
+
 def test_evaluation_in_windows_with_a_carry_is_one_pass_over_the_text():
     model = RecurrentLM(7, embed=4, hidden=4, num_layers=1, kind="lstm")
     tokens = np.random.default_rng(0).integers(0, 7, 30).astype(np.int32)
