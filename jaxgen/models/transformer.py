@@ -63,6 +63,8 @@ class TransformerSpec:
             raise UserError(
                 f"rotary positions need heads of even width, not {self.width // self.num_heads}: take others."
             )
+        if self.positions == "sinusoidal" and self.width % 2:
+            raise UserError(f"sinusoidal positions need an even width, not {self.width}: take others.")
 
 
 class Cache(NamedTuple):

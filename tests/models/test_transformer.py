@@ -269,6 +269,12 @@ def test_scores_of_bahdanau_and_luong_are_the_printed_sums():
     np.testing.assert_allclose(luong_scores(jnp.asarray(h), jnp.asarray(keys)), as_printed, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("positions", "heads"), [("rotary", 2), ("sinusoidal", 3)])
+def test_positions_in_pairs_need_an_even_width(positions, heads):
+    with pytest.raises(UserError, match="even width"):
+        TransformerSpec(3 * heads, 1, heads, positions=positions)
+
+
 def test_a_shared_embedding_needs_one_vocabulary(tokens):
     with pytest.raises(UserError, match="one vocabulary"):
         EncoderDecoder(V, V + 1, SPECS["gpt2"], shared_embedding=True).init(
