@@ -347,7 +347,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         denoised = cast(Array, model.apply({"params": params}, noisy, sigma))
         error = dae_loss(x, denoised) / x[0].size
         mean = Mean.of(error, batch.get("mask"))
-        return mean.total / jnp.maximum(mean.count, 1.0), ({"loss": mean}, model_state)
+        return mean.value_or_zero, ({"loss": mean}, model_state)
 
     def keep(params: PyTree, batch: Batch, key: Key) -> tuple[PyTree, Metrics]:
         return params, {"loss": Mean.of(jnp.zeros(()))}

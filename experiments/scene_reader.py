@@ -186,8 +186,10 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         right = [jnp.all(of.argmax(axis=-1) == truth, axis=1) for of, truth in heads]
         mask = batch.get("mask")
         mean = Mean.of(jnp.asarray(losses), mask)
-        scalar = mean.total / jnp.maximum(mean.count, 1.0)
-        return scalar, ({"loss": mean, "accuracy": Mean.of(right[0] & right[1], mask)}, model_state)
+        return mean.value_or_zero, (
+            {"loss": mean, "accuracy": Mean.of(right[0] & right[1], mask)},
+            model_state,
+        )
 
     system = common.make_system(config, init, loss)
     stream = common.training_stream(config.data, train, seed=config.seed, mesh=mesh)

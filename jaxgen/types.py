@@ -52,6 +52,11 @@ class Mean:
     def value(self) -> Array:
         return self.total / self.count
 
+    @property
+    def value_or_zero(self) -> Array:
+        """The mean of whole entries, and 0 of none: a batch that is masked whole must cost 0, not 0 / 0."""
+        return self.total / jnp.maximum(self.count, 1.0)
+
 
 # (params, model_state, batch, key) -> (scalar, (metrics, new_model_state)). `metrics["loss"]` is a Mean whose
 # count says how many items the scalar averages over, so that accumulated micro-batches weigh right.

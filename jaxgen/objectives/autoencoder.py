@@ -204,7 +204,6 @@ def make_loss(
             per_example = per_example + sparsity_weight * sparsity
             metrics["sparsity"] = Mean.of(jnp.broadcast_to(sparsity, x.shape[:1]), mask)
         mean = Mean.of(per_example, mask)
-        # A batch that is masked whole must give 0, not NaN.
-        return mean.total / jnp.maximum(mean.count, 1.0), ({"loss": mean, **metrics}, model_state)
+        return mean.value_or_zero, ({"loss": mean, **metrics}, model_state)
 
     return loss_fn

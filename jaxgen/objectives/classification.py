@@ -92,8 +92,6 @@ def make_loss(apply: ApplyFn, *, label_smoothing: float = 0.0) -> KeylessLossFn:
         mask = batch.get("mask")
         loss = Mean.of(label_smoothed_cross_entropy(logits, batch["label"], label_smoothing), mask)
         accuracy = Mean.of(is_most_probable(logits, batch["label"]), mask)
-        # At least 1: a batch that is all padding weighs nothing, and must not be 0 / 0.
-        scalar = loss.total / jnp.maximum(loss.count, 1.0)
-        return scalar, ({"loss": loss, "accuracy": accuracy}, model_state)
+        return loss.value_or_zero, ({"loss": loss, "accuracy": accuracy}, model_state)
 
     return loss_fn

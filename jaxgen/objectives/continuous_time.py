@@ -52,8 +52,7 @@ def _loss_fn(per_example: Callable[[PyTree, Array, Key], Array]) -> LossFn:
         params: PyTree, model_state: PyTree, batch: Batch, key: Key
     ) -> tuple[Array, tuple[Metrics, PyTree]]:
         mean = Mean.of(per_example(params, batch["image"], key), batch.get("mask"))
-        # A batch that is masked whole must give 0, not NaN.
-        return mean.total / jnp.maximum(mean.count, 1.0), ({"loss": mean}, model_state)
+        return mean.value_or_zero, ({"loss": mean}, model_state)
 
     return loss_fn
 

@@ -74,8 +74,7 @@ def make_loss(forward: Forward, *, num_levels: int, conditional: bool = False) -
         prior = -standard_normal_log_prob(zs) / (num_dims * math.log(2.0))
         mean = Mean.of(bits, mask)
         metrics = {"loss": mean, "prior": Mean.of(prior, mask), "volume": Mean.of(bits - prior, mask)}
-        # A batch that is masked whole must give 0, not NaN.
-        return mean.total / jnp.maximum(mean.count, 1.0), (metrics, model_state)
+        return mean.value_or_zero, (metrics, model_state)
 
     return loss_fn
 

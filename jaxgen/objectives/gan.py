@@ -169,8 +169,7 @@ def make_losses(
 
     def average(values: Array, mask: Array | None) -> tuple[Array, Mean]:
         mean = Mean.of(values, mask)
-        # A batch that is masked whole must give 0, not NaN.
-        return mean.total / jnp.maximum(mean.count, 1.0), mean
+        return mean.value_or_zero, mean
 
     def discriminator_loss(
         params: PyTree, model_state: PyTree, batch: Batch, key: Key

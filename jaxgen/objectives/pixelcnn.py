@@ -204,8 +204,6 @@ def make_loss(apply: Apply, likelihood: PixelLikelihood, *, conditional: bool = 
         parameters = apply(params, x, batch["label"] if conditional else None, key)
         nats = -image_log_likelihood(likelihood, parameters, x)
         mean = Mean.of(nats / (math.prod(x.shape[1:]) * math.log(2.0)), mask)
-        # A batch that is masked whole must give 0, not NaN.
-        loss = mean.total / jnp.maximum(mean.count, 1.0)
-        return loss, ({"loss": mean, "nats": Mean.of(nats, mask)}, model_state)
+        return mean.value_or_zero, ({"loss": mean, "nats": Mean.of(nats, mask)}, model_state)
 
     return loss_fn

@@ -105,10 +105,8 @@ def make_loss(networks: Networks, *, labelled_weight: float, alpha: float) -> Lo
         log_q = jax.nn.log_softmax(networks.classify(params, batch["image"]))
         losses = all_class_losses(networks, params, batch["image"], unlabelled_key)
         unlabelled = Mean.of(unlabelled_loss(losses, log_q), mask)
-        # At least 1: a batch that is masked whole must give 0, not NaN.
-        mean = unlabelled.total / jnp.maximum(unlabelled.count, 1.0)
         weights = {"labelled_weight": labelled_weight, "alpha": alpha}
-        loss = extended_loss(labelled.value, mean, classification.value, **weights)
+        loss = extended_loss(labelled.value, unlabelled.value_or_zero, classification.value, **weights)
         metrics = {
             "loss": Mean(loss * unlabelled.count, unlabelled.count),
             "labelled": labelled,

@@ -82,8 +82,7 @@ def make_loss(apply: ApplyFn, *, label_smoothing: float = 0.0, z_weight: float =
             "nats": Mean.of(cross_entropy(logits, targets), mask),
             "accuracy": Mean.of(is_most_probable(logits, targets), mask),
         }
-        # At least 1: a batch that is all padding weighs nothing, and must not be 0 / 0.
-        return loss.total / jnp.maximum(loss.count, 1.0), (metrics, model_state)
+        return loss.value_or_zero, (metrics, model_state)
 
     return loss_fn
 

@@ -338,8 +338,6 @@ def make_loss(
             per_example = negative_elbo(-distortion, beta * rate)
         parts = {"loss": per_example, "rate": rate, "distortion": distortion, "negative_elbo": elbo}
         metrics = {name: Mean.of(values, mask) for name, values in parts.items()}
-        # A batch that is masked whole must give 0, not NaN.
-        loss = metrics["loss"].total / jnp.maximum(metrics["loss"].count, 1.0)
-        return loss, (metrics, model_state)
+        return metrics["loss"].value_or_zero, (metrics, model_state)
 
     return loss_fn
