@@ -27,6 +27,7 @@ from jaxgen import data, pictures
 from jaxgen.estimators import linear, logistic
 from jaxgen.models import autoencoder as models
 from jaxgen.objectives import autoencoder as objective
+from jaxgen.objectives.score_matching import sum_dims
 from jaxgen.samplers.flow import draw_latents
 from jaxgen.types import (
     Array,
@@ -359,8 +360,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         seen, again = rebuild(params, key, x)
         errors = {"denoised": again, "corrupted": seen}
         return {
-            name: Mean.of(objective.sum_pixels(objective.squared_error(image, x)), mask)
-            for name, image in errors.items()
+            name: Mean.of(sum_dims(objective.squared_error(image, x)), mask) for name, image in errors.items()
         }
 
     denoising = common.make_evaluation(denoising_errors, test, mesh, batch_size=batch_size, seed=config.seed)

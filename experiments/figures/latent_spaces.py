@@ -25,7 +25,8 @@ from experiments import common, vae
 from experiments.figures import command, digits
 from jaxgen import pictures, systems
 from jaxgen.objectives import vae as objective
-from jaxgen.objectives.autoencoder import squared_error, sum_pixels
+from jaxgen.objectives.autoencoder import squared_error
+from jaxgen.objectives.score_matching import sum_dims
 from jaxgen.samplers.flow import interpolate
 from jaxgen.types import Array, Batch, Key, LossFn, Mean, Metrics, PyTree
 
@@ -95,13 +96,13 @@ def compute(train: Array, test: Array, label: Array, *, num_steps: int) -> Found
         other = (jnp.arange(len(test)) + 1) % len(test)
         between = 0.5 * (q.mean + q.mean[other])
         nearest = jax.lax.map(
-            lambda image: jnp.min(sum_pixels(squared_error(image[None], train))), decode(between)
+            lambda image: jnp.min(sum_dims(squared_error(image[None], train))), decode(between)
         )
         differ = (label != label[other]).astype(jnp.float32)
         [points] = interpolate([q.mean[:NUM_PATHS]], [q.mean[other][:NUM_PATHS]], NUM_POINTS)
         return Found(
             q.mean,
-            jnp.mean(sum_pixels(squared_error(decode(q.mean), test))),
+            jnp.mean(sum_dims(squared_error(decode(q.mean), test))),
             jnp.mean(jnp.sum(objective.gaussian_kl(q), axis=1)),
             jnp.sqrt(jnp.mean(jnp.var(q.mean, axis=0))),
             jnp.sum(differ * nearest) / jnp.sum(differ),

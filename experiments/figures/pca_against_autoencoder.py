@@ -24,6 +24,7 @@ from jaxgen import pictures, systems
 from jaxgen.estimators import linear
 from jaxgen.models.autoencoder import image_of
 from jaxgen.objectives import autoencoder as objective
+from jaxgen.objectives.score_matching import sum_dims
 from jaxgen.types import Array
 
 SIZES = (1, 2, 4, 8, 16, 32)
@@ -59,7 +60,7 @@ def autoencoder_error(train: Array, test: Array, size: int, num_steps: int) -> t
         )
         state = digits.fit(system, train, num_steps=num_steps, batch_size=config.data.batch_size)
         again = cast(Array, model.apply({"params": state.params}, test))
-        return jnp.mean(objective.sum_pixels(objective.squared_error(again, test))), again
+        return jnp.mean(sum_dims(objective.squared_error(again, test))), again
 
     error, again = compute(train, test)
     return float(error), again

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxgen.objectives.score_matching import gaussian_corruption
+from jaxgen.objectives.score_matching import gaussian_corruption, sum_dims
 from jaxgen.types import Array, Batch, Key, LossFn, Mean, Metrics, PyTree, UserError
 
 Encode: TypeAlias = Callable[[PyTree, Array], Array]  # (params, x [B, H, W, C]) -> code [B, K]
@@ -43,11 +43,6 @@ def cross_entropy(logits: Array, x: Array) -> Array:
     return -(p * jax.nn.log_sigmoid(logits) + (1.0 - p) * jax.nn.log_sigmoid(-logits))
 
 
-def sum_pixels(values: Array) -> Array:
-    """`[B, ...]` -> `[B]`."""
-    return jnp.sum(values.reshape(values.shape[0], -1), axis=1)
-
-
 # ---- codes
 
 
@@ -74,7 +69,7 @@ def jacobian_norm(encode: Callable[[Array], Array], x: Array) -> Array:
 
     def of_unit(unit: Array) -> Array:
         (row,) = pull_back(jnp.broadcast_to(unit[None], code.shape))
-        return sum_pixels(jnp.square(row))
+        return sum_dims(jnp.square(row))
 
     return jnp.sum(jax.vmap(of_unit)(jnp.eye(code.shape[1], dtype=code.dtype)), axis=0)
 
@@ -150,7 +145,7 @@ def emphasised(errors: Array, chosen: Array, alpha: float, beta: float) -> Array
     alpha = beta = 1 is the plain sum; alpha = 1, beta = 0 is the paper's "full emphasis". errors and chosen
     are `[B, H, W, C]`.
     """
-    return sum_pixels(errors * (alpha * chosen + beta * (1.0 - chosen)))
+    return sum_dims(errors * (alpha * chosen + beta * (1.0 - chosen)))
 
 
 # ---- the loss
@@ -191,10 +186,10 @@ def make_loss(
         squared = squared_error(image_of(outputs), x)
         errors = squared if reconstruction == "squared_error" else cross_entropy(outputs, x)
         if corrupt is None:
-            per_example = sum_pixels(errors)
+            per_example = sum_dims(errors)
         else:
             per_example = emphasised(errors, seen.chosen, alpha, beta)
-        metrics = {"squared_error": Mean.of(sum_pixels(squared), mask)}
+        metrics = {"squared_error": Mean.of(sum_dims(squared), mask)}
         if contraction is not None and contraction_weight:
             contracted = contraction(params, seen.x)
             per_example = per_example + contraction_weight * contracted

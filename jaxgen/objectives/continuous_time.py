@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.denoising import Sde, over
-from jaxgen.types import Array, Batch, Key, LossFn, Mean, Metrics, PyTree, UserError
+from jaxgen.objectives.score_matching import make_mean_loss, sum_dims
+from jaxgen.types import Array, Key, LossFn, PyTree, UserError
 
 # lambda(t): "simple" is std^2, which makes all times alike in size; "likelihood" is diffusion^2, with which
 # the loss bounds the divergence between data and model (Song, Durkan, Murray & Ermon 2021, theorem 1).
@@ -24,17 +25,13 @@ EpsApply: TypeAlias = Callable[[PyTree, Array, Array, Key], Array]
 DenoiserApply: TypeAlias = Callable[[PyTree, Array, Array, Key], Array]
 
 
-def _sum_dims(values: Array) -> Array:
-    return jnp.sum(values.reshape(values.shape[0], -1), axis=1)
-
-
 def continuous_loss(eps: Array, eps_hat: Array, weight: Array, std: Array) -> Array:
     """lambda / 2 ||s(x_t, t) - grad log p(x_t | x_0)||^2, [B], for s = -eps_hat / std; weight and std [B].
 
     Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations", eq. 7: the
     target is -eps / std, so the norm is that of (eps_hat - eps) / std.
     """
-    return 0.5 * weight / jnp.square(std) * _sum_dims(jnp.square(eps_hat - eps))
+    return 0.5 * weight / jnp.square(std) * sum_dims(jnp.square(eps_hat - eps))
 
 
 def edm_loss(denoised: Array, x0: Array, sigma: Array, sigma_data: float) -> Array:
@@ -44,17 +41,7 @@ def edm_loss(denoised: Array, x0: Array, sigma: Array, sigma_data: float) -> Arr
     sigma [B].
     """
     weight = (jnp.square(sigma) + sigma_data**2) / jnp.square(sigma * sigma_data)
-    return weight * _sum_dims(jnp.square(denoised - x0))
-
-
-def _loss_fn(per_example: Callable[[PyTree, Array, Key], Array]) -> LossFn:
-    def loss_fn(
-        params: PyTree, model_state: PyTree, batch: Batch, key: Key
-    ) -> tuple[Array, tuple[Metrics, PyTree]]:
-        mean = Mean.of(per_example(params, batch["image"], key), batch.get("mask"))
-        return mean.value_or_zero, ({"loss": mean}, model_state)
-
-    return loss_fn
+    return weight * sum_dims(jnp.square(denoised - x0))
 
 
 def make_sde_loss(
@@ -87,7 +74,7 @@ def make_sde_loss(
         weight = jnp.square(std if weighting == "simple" else sde.diffusion(t))
         return continuous_loss(eps, eps_hat, weight, std)
 
-    return _loss_fn(per_example)
+    return make_mean_loss(per_example)
 
 
 def make_edm_loss(
@@ -109,4 +96,4 @@ def make_edm_loss(
         noisy = x + over(sigma, x) * jax.random.normal(noise_key, x.shape, x.dtype)
         return edm_loss(apply(params, noisy, sigma, dropout_key).astype(x.dtype), x, sigma, sigma_data)
 
-    return _loss_fn(per_example)
+    return make_mean_loss(per_example)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
 
+from jaxgen.objectives.score_matching import sum_dims
 from jaxgen.processes import (
     DiffusionSchedule,
     Prediction,
@@ -29,17 +30,13 @@ Loss: TypeAlias = Literal["simple", "vlb"]
 Apply: TypeAlias = Callable[[PyTree, Array, Array, Array | None, Key | None], Array]
 
 
-def _sum_dims(values: Array) -> Array:
-    return jnp.sum(values.reshape(values.shape[0], -1), axis=1)
-
-
 def _num_dims(x: Array) -> int:
     return math.prod(x.shape[1:])
 
 
 def simple_loss(target: Array, output: Array) -> Array:
     """L_simple, the squared error averaged over dimensions: [B, ...] -> [B] (Ho et al. 2020, eq. 14)."""
-    return _sum_dims(jnp.square(target - output)) / _num_dims(target)
+    return sum_dims(jnp.square(target - output)) / _num_dims(target)
 
 
 def gaussian_kl(mean1: Array, log_variance1: Array, mean2: Array, log_variance2: Array) -> Array:
@@ -71,7 +68,7 @@ def discretized_gaussian_log_likelihood(x: Array, mean: Array, log_scale: Array,
 def prior_kl(schedule: DiffusionSchedule, x0: Array) -> Array:
     """L_T = KL(q(x_T | x_0) || N(0, I)) in nats, [B, ...] -> [B] (Ho et al. 2020, eq. 5)."""
     alpha_bar = schedule.alpha_bar[-1]
-    return 0.5 * _sum_dims(alpha_bar * jnp.square(x0) - alpha_bar - jnp.log1p(-alpha_bar))
+    return 0.5 * sum_dims(alpha_bar * jnp.square(x0) - alpha_bar - jnp.log1p(-alpha_bar))
 
 
 def posterior_kl(
@@ -80,7 +77,7 @@ def posterior_kl(
     """L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in nats, [B], t > 0 (Ho et al. 2020, eq. 5)."""
     mean, _, log_variance = q_posterior(schedule, x0, x_t, t)
     p_mean, p_log_variance = p_mean_log_variance(schedule, x0_hat, x_t, t, variance)
-    return _sum_dims(gaussian_kl(mean, log_variance, p_mean, p_log_variance))
+    return sum_dims(gaussian_kl(mean, log_variance, p_mean, p_log_variance))
 
 
 def decoder_nll(
@@ -94,7 +91,7 @@ def decoder_nll(
 ) -> Array:
     """L_0 = -log p(x_0 | x_1) in nats, [B], the discretised decoder of t = 0 (Ho et al. 2020, eq. 13)."""
     mean, log_variance = p_mean_log_variance(schedule, x0_hat, x_t, t, variance)
-    return -_sum_dims(discretized_gaussian_log_likelihood(x0, mean, 0.5 * log_variance, num_levels))
+    return -sum_dims(discretized_gaussian_log_likelihood(x0, mean, 0.5 * log_variance, num_levels))
 
 
 def vlb_term(

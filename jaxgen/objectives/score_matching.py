@@ -32,7 +32,8 @@ ConditionalApply: TypeAlias = Callable[[PyTree, Array, Array, Key], Array]
 Corrupt: TypeAlias = Callable[[Key, Array], Array]
 
 
-def _sum_dims(values: Array) -> Array:
+def sum_dims(values: Array) -> Array:
+    """[B, ...] -> [B]."""
     return jnp.sum(values.reshape(values.shape[0], -1), axis=1)
 
 
@@ -44,7 +45,7 @@ def explicit_score_matching(score: Callable[[Array], Array], x: Array) -> Array:
     example apart from the others.
     """
     value, trace = value_and_trace(score, x)
-    return trace + 0.5 * _sum_dims(jnp.square(value))
+    return trace + 0.5 * sum_dims(jnp.square(value))
 
 
 def sliced_score_matching(score: Callable[[Array], Array], x: Array, v: Array) -> Array:
@@ -64,7 +65,7 @@ def sliced_score_matching_vr(score: Callable[[Array], Array], x: Array, v: Array
     Song et al. 2019, section 3.1: the second term's expectation over v is taken exactly.
     """
     value, trace = value_and_sliced_trace(score, x, v)
-    return trace + 0.5 * _sum_dims(jnp.square(value))
+    return trace + 0.5 * sum_dims(jnp.square(value))
 
 
 def denoising_score_matching(score: Array, x: Array, x_noisy: Array, sigma: Array) -> Array:
@@ -72,7 +73,7 @@ def denoising_score_matching(score: Array, x: Array, x_noisy: Array, sigma: Arra
 
     The target is the score of N(x, sigma^2 I) at x~; the best s is the score of the smoothed data.
     """
-    return 0.5 * _sum_dims(jnp.square(score - (x - x_noisy) / over(jnp.square(sigma), x)))
+    return 0.5 * sum_dims(jnp.square(score - (x - x_noisy) / over(jnp.square(sigma), x)))
 
 
 def noise_conditional_loss(score: Array, eps: Array, sigma: Array) -> Array:
@@ -81,7 +82,7 @@ def noise_conditional_loss(score: Array, eps: Array, sigma: Array) -> Array:
     Song & Ermon 2019, "Generative Modeling by Estimating Gradients of the Data Distribution", eqs. 5-6 with
     lambda(sigma) = sigma^2, which makes the loss of all levels alike in size. Written without a division.
     """
-    return 0.5 * _sum_dims(jnp.square(over(sigma, score) * score + eps))
+    return 0.5 * sum_dims(jnp.square(over(sigma, score) * score + eps))
 
 
 def dae_loss(x: Array, reconstruction: Array) -> Array:
@@ -89,7 +90,7 @@ def dae_loss(x: Array, reconstruction: Array) -> Array:
 
     With Gaussian noise and s = (A - x~) / sigma^2 it is 2 sigma^4 `denoising_score_matching`.
     """
-    return _sum_dims(jnp.square(reconstruction - x))
+    return sum_dims(jnp.square(reconstruction - x))
 
 
 def gaussian_corruption(sigma: float) -> Corrupt:
@@ -109,7 +110,7 @@ def masking_corruption(rate: float, value: float = 0.0) -> Corrupt:
     return lambda key, x: jnp.where(jax.random.bernoulli(key, rate, x.shape), jnp.asarray(value, x.dtype), x)
 
 
-def _loss_fn(per_example: Callable[[PyTree, Array, Key], Array]) -> LossFn:
+def make_mean_loss(per_example: Callable[[PyTree, Array, Key], Array]) -> LossFn:
     """The mean of (params, batch["image"], key) -> [B] over the examples that batch["mask"] keeps."""
 
     def loss_fn(
@@ -156,7 +157,7 @@ def make_score_matching_loss(
             return explicit_score_matching(score, x)
         return sliced(score, x, jax.random.rademacher(slice_key, (num_slices, *x.shape), x.dtype))
 
-    return _loss_fn(per_example)
+    return make_mean_loss(per_example)
 
 
 def make_noise_conditional_loss(apply: ConditionalApply, sigmas: Sequence[float] | np.ndarray) -> LossFn:
@@ -180,7 +181,7 @@ def make_noise_conditional_loss(apply: ConditionalApply, sigmas: Sequence[float]
         score = apply(params, x + over(sigma, x) * eps, sigma, dropout_key).astype(x.dtype)
         return noise_conditional_loss(score, eps, sigma)
 
-    return _loss_fn(per_example)
+    return make_mean_loss(per_example)
 
 
 def make_dae_loss(apply: Apply, corrupt: Corrupt) -> LossFn:
@@ -194,4 +195,4 @@ def make_dae_loss(apply: Apply, corrupt: Corrupt) -> LossFn:
         reconstruction = apply(params, corrupt(corrupt_key, x), dropout_key).astype(x.dtype)
         return dae_loss(x, reconstruction)
 
-    return _loss_fn(per_example)
+    return make_mean_loss(per_example)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgen.objectives import autoencoder as objective
+from jaxgen.objectives.score_matching import sum_dims
 from jaxgen.types import UserError
 
 RNG = np.random.default_rng(0)
@@ -15,7 +16,7 @@ IMAGES = jnp.asarray(RNG.uniform(-1, 1, (4, 3, 2, 1)), jnp.float32)
 def test_squared_error_is_on_the_scale_of_pca():
     """Black against white is 1 a pixel, as of images with pixels in [0, 1]."""
     black, white = -jnp.ones((1, 28, 28, 1)), jnp.ones((1, 28, 28, 1))
-    assert float(objective.sum_pixels(objective.squared_error(black, white))[0]) == 784
+    assert float(sum_dims(objective.squared_error(black, white))[0]) == 784
     np.testing.assert_allclose(
         objective.squared_error(IMAGES, IMAGES[::-1]),
         np.square((np.asarray(IMAGES) + 1) / 2 - (np.asarray(IMAGES[::-1]) + 1) / 2),
@@ -129,7 +130,7 @@ def test_the_loss_of_a_perfect_code_is_what_the_noise_did():
 
 
 def test_penalties_add_with_their_weights():
-    contraction = lambda a, x: objective.sum_pixels(a * x)
+    contraction = lambda a, x: sum_dims(a * x)
     loss = _loss(sparsity_weight=0.3, sparsity_target=0.4, contraction=contraction, contraction_weight=0.2)
     value, (metrics, _) = jax.jit(loss)(jnp.asarray(1.5), {}, BATCH, jax.random.key(5))
     code = jax.nn.sigmoid(1.5 * IMAGES.reshape(4, -1))
