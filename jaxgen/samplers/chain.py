@@ -21,7 +21,8 @@ def normal(keys: Key, shape: tuple[int, ...]) -> Array:
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
-def _fold(keys: Key, number: Array | int) -> Key:
+def fold_each(keys: Key, number: Array | int) -> Key:
+    """Each of the keys [B] folded with the same number."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
 
 
@@ -45,10 +46,10 @@ def _walk(
     ) -> tuple[tuple[PyTree, PyTree], None]:
         state, recorded = carry
         number, x = numbered
-        state = chain.step(_fold(keys, number), state, x)
+        state = chain.step(fold_each(keys, number), state, x)
         return (state, record(recorded, number, state)), None
 
-    start = chain.init(_fold(keys, 0), shape)
+    start = chain.init(fold_each(keys, 0), shape)
     numbers = jnp.arange(1, _num_steps(chain) + 1, dtype=jnp.uint32)
     (state, recorded), _ = jax.lax.scan(body, (start, begin(start)), (numbers, chain.xs))
     return state, recorded

@@ -12,14 +12,10 @@ import numpy as np
 from jaxgen.denoising import Denoiser
 from jaxgen.operators import LinearOperator, per_example_dot
 from jaxgen.processes import DiffusionSchedule, Prediction, Variance, q_sample, to_x0_and_eps
-from jaxgen.samplers.chain import normal
+from jaxgen.samplers.chain import fold_each, normal
 from jaxgen.samplers.ddpm import Predict, ancestral_step
 from jaxgen.samplers.langevin import Init, annealed_langevin_chain
 from jaxgen.types import Array, Chain, Key, UserError
-
-
-def _fold(keys: Key, number: int) -> Key:
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
 
 
 def _merge(mask: Array, known: Array, x: Array) -> Array:
@@ -50,8 +46,8 @@ def langevin_inpainting_chain(
     )
 
     def step(keys: Key, x: Array, level: NamedTuple) -> Array:
-        noisy = known + level.sigma * normal(_fold(keys, 1), x.shape[1:])  # type: ignore[attr-defined]
-        moved: Array = chain.step(_fold(keys, 0), _merge(mask, noisy, x), level)
+        noisy = known + level.sigma * normal(fold_each(keys, 1), x.shape[1:])  # type: ignore[attr-defined]
+        moved: Array = chain.step(fold_each(keys, 0), _merge(mask, noisy, x), level)
         return moved
 
     return chain._replace(step=step, finish=lambda x: _merge(mask, known, x))
@@ -120,17 +116,17 @@ def repaint_chain(
                 x,
                 t,
                 output,
-                normal(_fold(keys, 0), x.shape[1:]),
+                normal(fold_each(keys, 0), x.shape[1:]),
                 prediction=prediction,
                 variance=variance,
                 clip=clip,
             )
-            noisy = q_sample(schedule, known, jnp.maximum(t - 1, 0), normal(_fold(keys, 1), x.shape[1:]))
+            noisy = q_sample(schedule, known, jnp.maximum(t - 1, 0), normal(fold_each(keys, 1), x.shape[1:]))
             return _merge(mask, jnp.where(move.t > 0, noisy, known), unknown)
 
         def up() -> Array:
             beta = schedule.beta[move.t]
-            return jnp.sqrt(1.0 - beta) * x + jnp.sqrt(beta) * normal(_fold(keys, 2), x.shape[1:])
+            return jnp.sqrt(1.0 - beta) * x + jnp.sqrt(beta) * normal(fold_each(keys, 2), x.shape[1:])
 
         return jax.lax.cond(move.down, down, up)
 

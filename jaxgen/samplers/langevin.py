@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.denoising import Denoiser, over, score_from_denoised
-from jaxgen.samplers.chain import normal
+from jaxgen.samplers.chain import fold_each, normal
 from jaxgen.types import Array, Chain, Key, UserError
 
 # (keys [B], shape) -> where the chains begin, [B, *shape]; entry i drawn with keys[i] alone.
@@ -95,8 +95,7 @@ def mala_chain(
         return MalaState(x, *evaluate(x), jnp.zeros(x.shape[0], jnp.int32))
 
     def step(keys: Key, state: MalaState, alpha: Array) -> MalaState:
-        fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-        noise_keys, uniform_keys = fold(keys, 0), fold(keys, 1)
+        noise_keys, uniform_keys = fold_each(keys, 0), fold_each(keys, 1)
         proposal = langevin_step(state.x, state.score, alpha, normal(noise_keys, state.x.shape[1:]))
         value, gradient = evaluate(proposal)
         log_ratio = value - state.log_density

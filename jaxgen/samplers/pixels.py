@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from jaxgen.samplers.chain import fold_each
 from jaxgen.types import Array, Chain, Key, PyTree
 
 # (key, parameters [P]) -> pixel [C]
@@ -60,7 +61,7 @@ def pixel_chain(network: PixelNetwork, draw: Draw, height: int) -> Chain:
         def one(carry: tuple[PyTree, Array], c: Array) -> tuple[tuple[PyTree, Array], None]:
             cache, image = carry
             cache, parameters = network.pixel(cache, image, r, c)
-            pixel_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, c)
+            pixel_keys = fold_each(keys, c)
             pixel = jax.vmap(draw)(pixel_keys, parameters)
             image = jax.lax.dynamic_update_slice(image, pixel[:, None, None], (0, r, c, 0))
             return (cache, image), None

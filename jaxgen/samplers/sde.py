@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.denoising import Denoiser, Sde, over, sde_score
-from jaxgen.samplers.chain import normal
+from jaxgen.samplers.chain import fold_each, normal
 from jaxgen.samplers.langevin import langevin_step
 from jaxgen.types import Array, Chain, Key, UserError
 
@@ -70,15 +70,14 @@ def reverse_sde_chain(
 
     def step(keys: Key, x: Array, instant: _Instant) -> Array:
         t = jnp.full(x.shape[:1], instant.t)
-        fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
 
         def correct(x: Array, number: Array) -> tuple[Array, None]:
             alpha = over(4.0 * jnp.square(snr * sde.std(t)), x)
-            return langevin_step(x, score_at(x, t), alpha, normal(fold(keys, number), x.shape[1:])), None
+            return langevin_step(x, score_at(x, t), alpha, normal(fold_each(keys, number), x.shape[1:])), None
 
         if corrector_steps > 0:
             x, _ = jax.lax.scan(correct, x, jnp.arange(1, corrector_steps + 1, dtype=jnp.uint32))
-        noise = instant.noise * normal(fold(keys, 0), x.shape[1:])
+        noise = instant.noise * normal(fold_each(keys, 0), x.shape[1:])
         return reverse_sde_step(sde, x, score_at(x, t), t, dt, noise)
 
     times = 1.0 - dt * np.arange(num_steps)
