@@ -39,6 +39,11 @@ def over(coefficient: Array, x: Array) -> Array:
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - 1))
 
 
+def denoised_at(denoiser: Denoiser, x: Array, sigma: float | Array) -> Array:
+    """A(x) [B, ...], in x's dtype, where all samples have the same noise sigma, a scalar."""
+    return denoiser(x, jnp.full(x.shape[:1], sigma, jnp.float32)).astype(x.dtype)
+
+
 # --- What a denoised x says ---
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.denoising import Denoiser, value_and_sliced_trace, value_and_trace
+from jaxgen.denoising import Denoiser, denoised_at, value_and_sliced_trace, value_and_trace
 from jaxgen.samplers.chain import normal
 from jaxgen.types import Array, Chain, Key, UserError
 
@@ -52,11 +52,6 @@ def _start(levels: np.ndarray, keys: Key, shape: tuple[int, ...]) -> Array:
     return float(levels[0]) * normal(keys, shape)
 
 
-def _denoise(denoiser: Denoiser, x: Array, sigma: Array) -> Array:
-    """A(x) where all samples have the same sigma, a scalar."""
-    return denoiser(x, jnp.full(x.shape[:1], sigma)).astype(x.dtype)
-
-
 def _as_float32(values: tuple[np.ndarray, ...]) -> tuple[Array, ...]:
     return tuple(jnp.asarray(value, jnp.float32) for value in values)
 
@@ -82,7 +77,7 @@ def euler_chain(denoiser: Denoiser, sigmas: Sequence[float] | np.ndarray) -> Cha
     levels = _checked(sigmas)
 
     def step(keys: Key, x: Array, level: _EulerStep) -> Array:
-        return euler_step(x, _denoise(denoiser, x, level.sigma), level.ratio)
+        return euler_step(x, denoised_at(denoiser, x, level.sigma), level.ratio)
 
     return Chain(
         init=lambda keys, shape: _start(levels, keys, shape),
@@ -129,12 +124,12 @@ def heun_chain(
     def step(keys: Key, x: Array, level: _HeunStep) -> Array:
         if s_churn > 0.0:
             x = x + level.churn * normal(keys, x.shape[1:])
-        slope = (x - _denoise(denoiser, x, level.sigma)) / level.sigma
+        slope = (x - denoised_at(denoiser, x, level.sigma)) / level.sigma
         width = level.next_sigma - level.sigma
         euler = x + width * slope
 
         def corrected() -> Array:
-            end_slope = (euler - _denoise(denoiser, euler, level.next_sigma)) / level.next_sigma
+            end_slope = (euler - denoised_at(denoiser, euler, level.next_sigma)) / level.next_sigma
             return x + 0.5 * width * (slope + end_slope)
 
         return jax.lax.cond(level.next_sigma > 0.0, corrected, lambda: euler)
@@ -178,7 +173,7 @@ def dpm_solver_2m_chain(denoiser: Denoiser, sigmas: Sequence[float] | np.ndarray
         return _MultistepState(x, jnp.zeros_like(x))
 
     def step(keys: Key, state: _MultistepState, level: _MultistepStep) -> _MultistepState:
-        denoised = _denoise(denoiser, state.x, level.sigma)
+        denoised = denoised_at(denoiser, state.x, level.sigma)
         extrapolated = denoised + level.extrapolation * (denoised - state.denoised)
         return _MultistepState(euler_step(state.x, extrapolated, level.ratio), denoised)
 
@@ -231,7 +226,7 @@ def flow_latent(
 
     def flow(log_sigma: Array, x: Array) -> tuple[Array, Array]:
         """F and div F."""
-        f = lambda x: x - _denoise(denoiser, x, jnp.exp(log_sigma))
+        f = lambda x: x - denoised_at(denoiser, x, jnp.exp(log_sigma))
         return value_and_trace(f, x) if probes is None else value_and_sliced_trace(f, x, probes)
 
     # The classical tableau: where each of four stages looks, and its share of the step.

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.denoising import Denoiser
+from jaxgen.denoising import Denoiser, denoised_at
 from jaxgen.operators import (
     Boundary,
     LinearOperator,
@@ -29,10 +29,6 @@ from jaxgen.types import Array, Chain, Key, UserError
 Range: TypeAlias = tuple[float, float] | None
 # (keys [B], x [B, ...]) -> the gradient to descend, [B, ...].
 Gradient: TypeAlias = Callable[[Key, Array], Array]
-
-
-def _at(denoiser: Denoiser, x: Array, sigma: float | Array) -> Array:
-    return denoiser(x, jnp.full(x.shape[:1], sigma, jnp.float32)).astype(x.dtype)
 
 
 def _clipped(x: Array, clip: Range) -> Array:
@@ -58,7 +54,7 @@ def daep_prior_gradient(denoiser: Denoiser, x: Array, sigma: float) -> Array:
     """
 
     def residual(x: Array) -> Array:
-        return _at(denoiser, x, sigma) - x
+        return denoised_at(denoiser, x, sigma) - x
 
     value, vjp = jax.vjp(residual, x)
     (gradient,) = vjp(value)
@@ -71,7 +67,7 @@ def dmsp_prior_gradient(denoiser: Denoiser, x: Array, sigma: float, noise: Array
     Bigdeli, Jin, Favaro & Zwicker 2017, "Deep Mean-Shift Priors for Image Restoration", eqs. 7 and 9, with
     one draw eta = `noise` ~ N(0, I) in place of the expectation, as in its algorithm.
     """
-    return x - _at(denoiser, x + sigma * noise, sigma)
+    return x - denoised_at(denoiser, x + sigma * noise, sigma)
 
 
 def red_prior_gradient(denoiser: Denoiser, x: Array, sigma: float) -> Array:
@@ -79,7 +75,7 @@ def red_prior_gradient(denoiser: Denoiser, x: Array, sigma: float) -> Array:
 
     Romano, Elad & Milanfar 2017, "The Little Engine That Could", eq. 12.
     """
-    return x - _at(denoiser, x, sigma)
+    return x - denoised_at(denoiser, x, sigma)
 
 
 def noise_blind_precision(error: Array, sigma: float, row_energy: float | Array | np.ndarray) -> Array:
@@ -337,7 +333,7 @@ def hqs_chain(
     def step(keys: Key, x: Array, sigma: Array) -> Array:
         weight = strength * jnp.square(noise_std / sigma)
         z = regularised_least_squares(operator, y, x, weight, num_cg)
-        return _at(denoiser, z, sigma)
+        return denoised_at(denoiser, z, sigma)
 
     return Chain(
         init=lambda keys, shape: start,
@@ -379,7 +375,7 @@ def admm_chain(
 
     def step(keys: Key, state: AdmmState, _: Array) -> AdmmState:
         x = regularised_least_squares(operator, y, state.z - state.dual, weight, num_cg)
-        z = _at(denoiser, x + state.dual, sigma)
+        z = denoised_at(denoiser, x + state.dual, sigma)
         return AdmmState(z, state.dual + x - z)
 
     return Chain(
