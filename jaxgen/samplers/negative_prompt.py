@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax.numpy as jnp
-
 from jaxgen.samplers.ddpm import Predict
+from jaxgen.samplers.guidance import predict_both
 from jaxgen.types import Array
 
 
@@ -24,10 +23,7 @@ def negative_prompt_guidance(
     """
 
     def guided(x: Array, t: Array) -> Array:
-        # Interleaved, as in `classifier_free_guidance`: a batch laid over devices stays where it is.
-        both = jnp.stack([told, away], axis=1).reshape(-1)
-        output = predict(jnp.repeat(x, 2, axis=0), jnp.repeat(t, 2, axis=0), both)
-        towards, instead = output[0::2], output[1::2]
+        towards, instead = predict_both(predict, x, t, told, away)
         return instead + scale.reshape(-1, *(1,) * (x.ndim - 1)) * (towards - instead)
 
     return guided
