@@ -270,11 +270,10 @@ def make_chain(
             clip=config.clip,
             spacing=config.spacing,
         )
-    respaced = processes.respace(schedule, config.num_steps, config.spacing)
-    if config.num_steps == schedule.num_steps:
-        respaced = schedule
+    if config.num_steps < schedule.num_steps:
+        schedule = processes.respace(schedule, config.num_steps, config.spacing)
     return ancestral_chain(
-        predict, respaced, prediction=diffusion.prediction, variance=diffusion.variance, clip=config.clip
+        predict, schedule, prediction=diffusion.prediction, variance=diffusion.variance, clip=config.clip
     )
 
 
