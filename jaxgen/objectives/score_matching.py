@@ -100,16 +100,6 @@ def gaussian_corruption(sigma: float) -> Corrupt:
     return lambda key, x: x + sigma * jax.random.normal(key, x.shape, x.dtype)
 
 
-def masking_corruption(rate: float, value: float = 0.0) -> Corrupt:
-    """x with each feature replaced by `value` with probability `rate` (Vincent et al. 2008, section 3).
-
-    Raises UserError unless 0 < rate < 1.
-    """
-    if not 0.0 < rate < 1.0:
-        raise UserError(f"the share of features to mask must be between 0 and 1, but it is {rate}.")
-    return lambda key, x: jnp.where(jax.random.bernoulli(key, rate, x.shape), jnp.asarray(value, x.dtype), x)
-
-
 def make_mean_loss(per_example: Callable[[PyTree, Array, Key], Array]) -> LossFn:
     """The mean of (params, batch["image"], key) -> [B] over the examples that batch["mask"] keeps."""
 
