@@ -447,7 +447,7 @@ def _pca_error(
 def _probe(
     encode: objective.Encode, train: data.Source, test: data.Source, *, num_probe: int, batch_size: int
 ) -> Any:
-    """params -> the accuracies (on codes, on pixels) of logistic regression on the first training images.
+    """params -> the accuracies (on codes, on pixels) of logistic regression on training images.
 
     Features are centred and divided by their deviation over all of them, so that the penalty on the weights
     means the same for codes of any size.

@@ -101,21 +101,24 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The first `limit` records (default: all) in order, this process's rows of each batch of `batch_size`.
+    """`limit` records (default: all) in order, this process's rows of each batch of `batch_size`.
 
-    The fields are those of a training batch, and `mask` float32 [b]: the last batch is filled up with copies
-    of the last record, whose mask is 0. Every process gets the same number of batches.
+    Which records is a random choice, the same at every call and on every process. The fields are those of a
+    training batch, and `mask` float32 [b]: the last batch is filled up with copies of the last record, whose
+    mask is 0. Every process gets the same number of batches.
     Raises UserError for arguments out of range.
     """
     rows = _rows_of_process(batch_size, process_index, process_count)
     if limit is not None and limit < 1:
         raise UserError(f"the number of records to evaluate is {limit} but must be at least 1")
     num_records = len(source) if limit is None else min(limit, len(source))
+    # Not the first: folders of images are sorted by class.
+    chosen = np.sort(np.random.default_rng(0).permutation(len(source))[:num_records])
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
         for first in range(0, num_records, batch_size):
             positions = np.arange(first + rows.start, first + rows.stop)
-            indices = np.minimum(positions, num_records - 1)
+            indices = chosen[np.minimum(positions, num_records - 1)]
             fields = {name: column[indices] for name, column in source.fields.items()}
             mask = (positions < num_records).astype(np.float32)
             yield {**_as_batch(fields, source.num_levels), "mask": mask}

@@ -131,7 +131,17 @@ def test_evaluation_sees_each_record_once_in_order(batch_size, limit, process_co
         assert batch["image"].shape == (batch_size, 9, 8, 3)
         seen.extend(batch["label"][batch["mask"] == 1])
         np.testing.assert_array_equal(np.sort(batch["mask"])[::-1], batch["mask"])  # padding comes last
-    assert seen == list(range(min(limit or 10, 10)))
+    assert seen == sorted(set(seen))
+    assert len(seen) == min(limit or 10, 10)
+
+
+def test_an_evaluation_of_some_records_sees_every_class_of_a_sorted_folder():
+    batches = evaluation_batches(numbered(100), batch_size=8, limit=20)
+    label = np.concatenate([batch["label"][batch["mask"] == 1] for batch in batches])
+    assert len(set(label)) == 20
+    assert set(label // 20) == set(range(5))
+    again = evaluation_batches(numbered(100), batch_size=20, limit=20)
+    np.testing.assert_array_equal(next(again)["label"], label)
 
 
 def test_an_evaluation_of_nothing_is_refused():
