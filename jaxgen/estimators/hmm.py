@@ -96,9 +96,21 @@ def backward(log_transition: Array, likelihood: Array, mask: Array) -> Array:
     return jnp.concatenate([rest, last[None, :]])
 
 
-def _log_matmul(a: Array, b: Array) -> Array:
-    """log(exp(a) exp(b)) of `[..., K, K]`; by logsumexp, for products of scaled matrices underflow."""
-    return logsumexp(a[..., :, :, None] + b[..., None, :, :], axis=-2)
+def _largest(x: Array, axis: tuple[int, ...] | None = None) -> Array:
+    """The largest entry, 0 where all are -inf: less that, they stay -inf and do not become NaN."""
+    largest = jnp.max(x, axis=axis)
+    return jnp.where(largest > -jnp.inf, largest, 0.0)
+
+
+def _log_matmul(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The product of matrices exp(log_scale) exp(m), each the pair of m `[..., K, K]` and log_scale `[...]`.
+
+    Its largest entry goes to its scale, for the sake of float32 as in `forward`. By logsumexp: products of
+    matrices underflow, scaled ones too.
+    """
+    product = logsumexp(a[0][..., :, :, None] + b[0][..., None, :, :], axis=-2)
+    largest = _largest(product, axis=(-2, -1))
+    return product - largest[..., None, None], a[1] + b[1] + largest
 
 
 def _step_matrices(log_transition: Array, likelihood: Array, mask: Array) -> Array:
@@ -114,8 +126,10 @@ def forward_parallel(
     """`forward` by an associative scan of K x K matrices (Hassan et al. 2021, section 3)."""
     first = jnp.broadcast_to((log_initial + likelihood[0])[None, None, :], (1, *log_transition.shape))
     matrices = jnp.concatenate([first, _step_matrices(log_transition, likelihood, mask)])
-    alpha = jax.lax.associative_scan(_log_matmul, matrices)[:, 0]
-    return jax.nn.log_softmax(alpha, axis=1), logsumexp(alpha[-1])
+    unscaled = (matrices, jnp.zeros_like(matrices[:, 0, 0]))
+    prefix, log_scale = jax.lax.associative_scan(_log_matmul, unscaled)
+    alpha = prefix[:, 0]
+    return jax.nn.log_softmax(alpha, axis=1), log_scale[-1] + logsumexp(alpha[-1])
 
 
 def backward_parallel(log_transition: Array, likelihood: Array, mask: Array) -> Array:
@@ -124,7 +138,8 @@ def backward_parallel(log_transition: Array, likelihood: Array, mask: Array) -> 
     last = jnp.zeros_like(likelihood[:1])
     if not len(matrices):
         return last
-    suffix = jax.lax.associative_scan(lambda late, early: _log_matmul(early, late), matrices, reverse=True)
+    unscaled = (matrices, jnp.zeros_like(matrices[:, 0, 0]))
+    suffix, _ = jax.lax.associative_scan(lambda late, early: _log_matmul(early, late), unscaled, reverse=True)
     return jnp.concatenate([jax.nn.log_softmax(logsumexp(suffix, axis=2), axis=1), last])
 
 
@@ -171,7 +186,8 @@ def predict(family: Family, hmm: HMM, x: ArrayLike, mask: ArrayLike | None = Non
     """The likeliest path `[B, T]`, int32, and its log p(path, x) `[B]`, nats: Viterbi (Rabiner 1989, eq.
     32-35).
 
-    Past the end of a sequence the path repeats its last state.
+    Past the end of a sequence the path repeats its last state. Less its largest entry at each step, for the
+    sake of float32 as in `forward`.
 
     Raises:
         UserError: `x` is no batch of sequences, or the mask does not fit.
@@ -179,19 +195,24 @@ def predict(family: Family, hmm: HMM, x: ArrayLike, mask: ArrayLike | None = Non
     x, mask = _sequences(x, mask)
     stay = jnp.arange(hmm.log_initial.shape[0])
 
-    def step(best: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+    def step(best: Array, step: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         likelihood, counts = step
         arrivals = best[:, None] + hmm.log_transition
         moved = jnp.max(arrivals, axis=0) + likelihood
+        gain = _largest(moved)
         came_from = jnp.where(counts > 0, jnp.argmax(arrivals, axis=0), stay)
-        return jnp.where(counts > 0, moved, best), came_from
+        return jnp.where(counts > 0, moved - gain, best), (came_from, masked(gain, counts))
 
     def one(likelihood: Array, mask: Array) -> tuple[Array, Array]:
-        best, came_from = jax.lax.scan(step, hmm.log_initial + likelihood[0], (likelihood[1:], mask[1:]))
+        first = hmm.log_initial + likelihood[0]
+        gain = _largest(first)
+        best, (came_from, gains) = jax.lax.scan(step, first - gain, (likelihood[1:], mask[1:]))
         last = jnp.argmax(best)
         back = lambda state, came_from: (came_from[state], came_from[state])
         path = jax.lax.scan(back, last, came_from, reverse=True)[1]
-        return jnp.append(path, last).astype(jnp.int32), masked(jnp.max(best), mask[0])
+        return jnp.append(path, last).astype(jnp.int32), masked(
+            jnp.max(best) + gain + jnp.sum(gains), mask[0]
+        )
 
     return jax.vmap(one)(_log_likelihood(family, hmm, x, mask), mask)
 

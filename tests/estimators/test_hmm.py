@@ -154,6 +154,49 @@ def test_parallel_equals_sequential_on_a_long_sequence_that_underflows():
     np.testing.assert_allclose(sequential.transitions.sum(), 1999, rtol=1e-3)
 
 
+def test_many_features_leave_float32_digits_for_the_differences_between_states():
+    """2,000 steps whose log p, near -180,000 in all, has a float32 spacing of 0.016; gammas and path against
+    float64 from the same likelihoods.
+    """
+    family, num, dim = families.GAUSSIAN_DIAGONAL, 2000, 64
+    state = rng.integers(0, K, (1, num))
+    x = (0.1 * state[:, :, None] + rng.normal(size=(1, num, dim))).astype(np.float32)
+    model = hmm.fit(family, x, state, K, smoothing=1e-3, state_smoothing=1.0)
+    likelihood = np.asarray(family.log_likelihood(model.emissions, x[0]), np.float64)
+    log_initial, log_transition = (np.asarray(a, np.float64) for a in model[:2])
+    best = alpha = log_initial + likelihood[0]
+    alphas, back = [alpha], []
+    for row in likelihood[1:]:
+        arrivals = best[:, None] + log_transition
+        back.append(arrivals.argmax(0))
+        best = arrivals.max(0) + row
+        alpha = np.logaddexp.reduce(alpha[:, None] + log_transition, axis=0) + row
+        alphas.append(alpha)
+    path, betas = [best.argmax()], [np.zeros(K)]
+    for came_from, row in zip(back[::-1], likelihood[:0:-1], strict=True):
+        path.append(came_from[path[-1]])
+        betas.append(np.logaddexp.reduce(log_transition + row + betas[-1], axis=1))
+    gamma = np.exp(np.stack(alphas) + np.stack(betas[::-1]) - np.logaddexp.reduce(alpha))
+    ours, log_joint = hmm.predict(family, model, x)
+    np.testing.assert_array_equal(ours[0], path[::-1])
+    np.testing.assert_allclose(log_joint, best.max(), rtol=1e-6)
+    for parallel in (False, True):
+        posterior = hmm.posterior(family, model, x, parallel=parallel)
+        np.testing.assert_allclose(jnp.exp(posterior.log_gamma[0]), gamma, atol=2e-4)
+        np.testing.assert_allclose(posterior.log_prob, np.logaddexp.reduce(alpha), rtol=1e-6)
+
+
+def test_what_is_impossible_has_probability_zero():
+    """State 0 alone is possible and gives 0 alone: of 0 0 0 the log p is 0, of 0 1 0 it is -inf."""
+    family, never = families.categorical(2), jnp.log(jnp.eye(2))
+    model = hmm.fit(family, [[0]], [[0]], 2, smoothing=0.0)
+    model = hmm.HMM(never[0], never, model.emissions._replace(log_prob=never))
+    x = np.array([[0, 0, 0], [0, 1, 0]])
+    np.testing.assert_array_equal(hmm.predict(family, model, x)[1], [0.0, -np.inf])
+    np.testing.assert_array_equal(hmm.log_prob(family, model, x, parallel=True), [0.0, -np.inf])
+    np.testing.assert_array_equal(hmm.posterior(family, model, x[:1], parallel=True).log_gamma[0, :, 0], 0.0)
+
+
 def test_zero_counts_constant_features_and_unused_states_stay_finite():
     """State 2 is never seen and feature 1 never changes; transitions that were never seen are zero."""
     features = np.array([[[0.0, 5.0], [0.0, 5.0], [1.0, 5.0]]] * 2, np.float32)
