@@ -29,9 +29,11 @@ def kl_gaussian_diagonal(
     shapes = {mean_q.shape, variance_q.shape, mean_p.shape, variance_p.shape}
     if len(shapes) > 1:
         raise UserError(f"The means and variances of q and p must share one shape, not {sorted(shapes)}.")
-    # log1p keeps the digits that v - 1 - log v loses where q is near p.
+    # log1p keeps the digits that v - 1 - log v loses where q is near p, but has none where v_q/v_p is tiny.
     excess = (variance_q - variance_p) / variance_p
-    terms = excess - jnp.log1p(excess) + (mean_p - mean_q) ** 2 / variance_p
+    near = jnp.log1p(jnp.maximum(excess, -0.5))
+    log_ratio = jnp.where(excess > -0.5, near, jnp.log(variance_q) - jnp.log(variance_p))
+    terms = excess - log_ratio + (mean_p - mean_q) ** 2 / variance_p
     return 0.5 * jnp.sum(terms, axis=-1)
 
 

@@ -23,6 +23,15 @@ def test_gaussians_by_hand_and_asymmetry():
     np.testing.assert_allclose(backward, -np.log(2) + 5 / 2 - 1 / 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("ratio", [0.5, 1e-4, 1e-7, 1e-10, 1e-30])
+def test_gaussians_with_a_small_variance_ratio(ratio):
+    """(r - 1 - log r) / 2; its derivative in v_q is (1 - 1/r) / 2 at v_p = 1."""
+    zero, one, v = np.zeros(1, np.float32), np.ones(1, np.float32), np.full(1, ratio, np.float32)
+    divergence = lambda v: kl.kl_gaussian_diagonal(zero, v, zero, one)
+    np.testing.assert_allclose(divergence(v), (ratio - 1 - np.log(ratio)) / 2, rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(divergence)(v)[0], (1 - 1 / ratio) / 2, rtol=1e-5)
+
+
 def test_categoricals_by_hand_and_asymmetry():
     """(1/2, 1/2) against (1/4, 3/4): log 2 - log(3)/2 one way, 3/4 log 3 - log 2 the other."""
     q, p = np.array([0.5, 0.5]), np.array([0.25, 0.75])
