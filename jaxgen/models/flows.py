@@ -112,7 +112,7 @@ class InvertibleConv(nn.Module):
             solve = jax.scipy.linalg.solve_triangular
             inverse = solve(upper, solve(lower, permutation.T, lower=True, unit_diagonal=True))
             return _matmul(x, inverse.T), _repeat(-log_det, x)
-        return _matmul(x, (permutation @ lower @ upper).T), _repeat(log_det, x)
+        return _matmul(x, _matmul(_matmul(permutation, lower), upper).T), _repeat(log_det, x)
 
 
 def _matmul(x: Array, matrix: Array) -> Array:
