@@ -271,7 +271,9 @@ def log_prob(pca: PCA, x: ArrayLike, *, variance_floor: ArrayLike = 1e-6) -> Arr
     variance = jnp.maximum(pca.variance, variance_floor)
     noise = jnp.maximum(pca.noise, variance_floor)
     log_det = jnp.sum(jnp.log(variance)) + (dim - variance.shape[0]) * jnp.log(noise)
-    distance = jnp.sum(code**2 / variance[None, :], axis=1) + reconstruction_error(pca, x) / noise
+    distance = jnp.sum(code**2 / variance[None, :], axis=1)
+    if variance.shape[0] < dim:  # else all that is left is rounding, and the floor would magnify it
+        distance += reconstruction_error(pca, x) / noise
     return -0.5 * (distance + log_det + dim * jnp.log(2 * jnp.pi))
 
 
