@@ -175,10 +175,11 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
             "reconstruction_error": Score(
                 values["loss"], f"squared, per image of {dim} pixels in [0, 1]", len(test), False, *reference
             ),
-            "variance_explained": Score(
-                1 - values["loss"] / values["variance"], "share of held-out variance", len(test), True
-            ),
         }
+        if values["variance"] > 1e-12 * dim:  # below: rounding, of images that are all the mean
+            scores["variance_explained"] = Score(
+                1 - values["loss"] / values["variance"], "share of held-out variance", len(test), True
+            )
         if judge := judge_of(config.evaluation, needed, train, test, mesh):
             images = draw(pca, jax.random.key(config.seed + 1), config.evaluation.num_samples)
             scores.update(judge.scores(np.asarray(images)))

@@ -170,10 +170,17 @@ class ImageJudge:
         )
         few_samples, few_test, few_floor = (x[:_MOST_PAIRED] for x in (of_samples, of_test, of_floor))
         of_pairs = min(num, _MOST_PAIRED)
+        # Else the floor is rounding, as where the held-out images are those of training. The root of a
+        # singular covariance has about half the digits of float64.
+        has_floor = floor > 1e-6 * np.trace(gaussian.covariance)
         against = f"{num_floor} training against {num_test} held-out images, same features"
         return {
             **(self._class_scores(p_samples, p_test) if self._knows_classes else {}),
-            "frechet_ratio_to_floor": Score(distance / floor, "ratio", num, False, 1.0, against),
+            **(
+                {"frechet_ratio_to_floor": Score(distance / floor, "ratio", num, False, 1.0, against)}
+                if has_floor
+                else {}
+            ),
             "frechet_distance": Score(
                 distance, f"squared feature distance, {self.name}", num, False, floor, against
             ),

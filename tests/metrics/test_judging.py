@@ -87,6 +87,15 @@ def test_samples_like_the_training_images_score_the_floor():
         assert scores[name].value == pytest.approx(scores[name].reference, rel=1e-4, abs=1e-9)
 
 
+def test_held_out_images_that_are_those_of_training_give_no_ratio():
+    judge = judging.ImageJudge(_eye(), TRAIN, TRAIN, sharding.make_mesh(), batch_size=16)
+    scores = judge.scores(SAMPLES)
+    assert "frechet_ratio_to_floor" in scores  # 35 of the 45 images against all of them
+    scores = judge.scores(data.to_unit_range(TRAIN.fields["image"], 256))
+    assert "frechet_ratio_to_floor" not in scores
+    assert scores["frechet_distance"].value == pytest.approx(0.0, abs=1e-6)
+
+
 def test_four_devices_score_as_one_does(scores):
     flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     done = subprocess.run(
