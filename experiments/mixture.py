@@ -102,7 +102,7 @@ def check(config: ConfigDict) -> None:
     """UserError where a value makes no sense."""
     checks.check_data(config)
     checks.at_least(config, 1, "model.num_components", "sampling.num")
-    checks.at_least(config, 0, "model.variance_floor")
+    checks.above(config, 0, "model.variance_floor")  # at 0 the likelihood has no upper bound
     checks.at_most(config, config.data.batch_size, "model.num_components")
     checks.one_of(config, COVARIANCES, "model.covariance")
     generating.check_evaluation(config)

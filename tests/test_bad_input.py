@@ -21,6 +21,7 @@ from jaxgen.types import UserError
 
 DDPM = "--config=experiments/ddpm.py:smoke"
 CLASSIFIER = "--config=experiments/classifier.py:smoke"
+MIXTURE = "--config=experiments/mixture.py:smoke"
 
 
 def _content(folder):
@@ -191,6 +192,7 @@ VALUES = [
         "train.best_metric=acuracy",
         "unknown train.best_metric 'acuracy': did you mean 'accuracy'?",
     ),
+    (MIXTURE, "model.variance_floor=0", "model.variance_floor must be above 0, not 0.0."),
     # diffusion
     (DDPM, "diffusion.num_steps=0", "diffusion.num_steps must be at least 1, not 0."),
     (DDPM, "diffusion.schedule=linaer", "unknown diffusion.schedule 'linaer': did you mean 'linear'?"),
