@@ -81,6 +81,12 @@ def test_naive_bayes_is_ahead_with_few_digits_and_behind_with_many():
     naive_bayes_against_logistic.draw({"digits": found})
 
 
+def test_features_are_standardised_by_the_rows_to_learn_from():
+    task = naive_bayes_against_logistic.tasks()["breast cancer, Gaussian"]
+    np.testing.assert_allclose(task.x.mean(0), 0.0, atol=1e-12)
+    np.testing.assert_allclose(task.x.std(0), 1.0, rtol=1e-12)
+
+
 def test_each_draw_has_the_size_asked_for_and_all_classes():
     label = np.repeat(np.arange(4), 25)
     masks = naive_bayes_against_logistic.draws(label, 9, 3)
