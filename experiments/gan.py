@@ -350,12 +350,12 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         # Goodfellow et al. 2014, proposition 1 at p_g = p_data; the other games fix no value.
         reference = (0.5, "1/2 at the equilibrium") if logistic else (None, "")
         return {
-            name: Score(value, unit, len(test), True, *reference)
-            for name, value in {
-                "discriminator_on_held_out": held_out["real_output"],
-                "discriminator_on_training": training["real_output"],
-                "discriminator_on_samples": held_out["fake_output"],
-            }.items()
+            name: Score(value, unit, num, True, *reference)
+            for name, value, num in (
+                ("discriminator_on_held_out", held_out["real_output"], len(test)),
+                ("discriminator_on_training", training["real_output"], min(len(test), len(train))),
+                ("discriminator_on_samples", held_out["fake_output"], len(test)),
+            )
         }
 
     def evaluate(state: TrainState, needed: Mapping[str, TrainState]) -> Scores:

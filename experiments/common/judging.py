@@ -226,10 +226,11 @@ class ImageJudge:
     def _inception_score(self, p_samples: np.ndarray, p_test: np.ndarray) -> Scores:
         parts = min(_PARTS, len(p_samples), len(p_test))
         value, of_test = (float(inception_score(p, parts).mean()) for p in (p_samples, p_test))
+        num, num_test = (len(p) // parts * parts for p in (p_samples, p_test))  # equal parts, without a rest
         unit = f"classes, mean of {parts} parts, {self.name}"
         return {
             "inception_score": Score(
-                value, unit, len(p_samples), True, of_test, f"the {len(p_test)} held-out images, same network"
+                value, unit, num, True, of_test, f"{num_test} held-out images, same network"
             )
         }
 
