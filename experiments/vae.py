@@ -32,6 +32,7 @@ from experiments.pixelcnn import binarised
 from jaxgen import data, pictures
 from jaxgen.models.autoencoder import Mlp
 from jaxgen.models.vae import VAE
+from jaxgen.objectives import label_of
 from jaxgen.objectives import vae as objective
 from jaxgen.samplers.flow import draw_latents, interpolate
 from jaxgen.types import (
@@ -312,7 +313,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     networks = networks_of(model, latent_sizes)
 
     def init(key: Key, batch: Batch) -> tuple[PyTree, PyTree]:
-        label = objective.label_of(batch, conditional)
+        label = label_of(batch, conditional)
         return model.init(key, batch["image"], label)["params"], {}
 
     goal = config.objective
@@ -394,7 +395,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
     }
 
     def negative_log_evidence(params: PyTree, batch: Batch, key: Key) -> Metrics:
-        label = objective.label_of(batch, conditional)
+        label = label_of(batch, conditional)
         keys = jax.random.split(key, len(estimators))
         return {
             name: Mean.of(-estimate(params, batch["image"], label, keys[i]), batch["mask"])

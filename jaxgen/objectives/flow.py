@@ -9,7 +9,8 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxgen.types import Array, Batch, Key, LossFn, Mean, Metrics, PyTree, UserError
+from jaxgen.objectives import label_of
+from jaxgen.types import Array, Batch, Key, LossFn, Mean, Metrics, PyTree
 
 # (params, y [B, H, W, C], label int32 [B] or None) -> (z, a list of [B, ...], log|det dz/dy| [B])
 Forward: TypeAlias = Callable[[PyTree, Array, Array | None], tuple[Sequence[Array], Array]]
@@ -64,11 +65,9 @@ def make_loss(forward: Forward, *, num_levels: int, conditional: bool = False) -
     def loss_fn(
         params: PyTree, model_state: PyTree, batch: Batch, key: Key
     ) -> tuple[Array, tuple[Metrics, PyTree]]:
-        x, mask = batch["image"], batch.get("mask")
-        if conditional and "label" not in batch:
-            raise UserError("a conditional model needs labels, and the data have none.")
+        x, mask, label = batch["image"], batch.get("mask"), label_of(batch, conditional)
         y = dequantise(x, dequantisation_noise(key, x.shape), num_levels)
-        zs, log_det = forward(params, y, batch["label"] if conditional else None)
+        zs, log_det = forward(params, y, label)
         num_dims = math.prod(x.shape[1:])
         bits = discrete_bits_per_dim(flow_log_likelihood(zs, log_det), num_dims, num_levels)
         prior = -standard_normal_log_prob(zs) / (num_dims * math.log(2.0))

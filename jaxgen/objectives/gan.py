@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxgen.types import Array, Batch, Key, LossFn, Mean, Metrics, PyTree, UserError
+from jaxgen.objectives import label_of
+from jaxgen.types import Array, Batch, Key, LossFn, Mean, Metrics, PyTree
 
 Game: TypeAlias = Literal["minimax", "non_saturating", "wasserstein", "hinge"]
 Penalty: TypeAlias = Literal["none", "gradient_penalty", "r1"]
@@ -160,13 +161,6 @@ def make_losses(
     """
     losses = adversarial_losses(game)
 
-    def label_of(batch: Batch) -> Array | None:
-        if not conditional:
-            return None
-        if "label" not in batch:
-            raise UserError("a conditional model needs labels, and the data have none.")
-        return batch["label"]
-
     def average(values: Array, mask: Array | None) -> tuple[Array, Mean]:
         mean = Mean.of(values, mask)
         return mean.value_or_zero, mean
@@ -174,7 +168,7 @@ def make_losses(
     def discriminator_loss(
         params: PyTree, model_state: PyTree, batch: Batch, key: Key
     ) -> tuple[Array, tuple[Metrics, PyTree]]:
-        real, label, mask = batch["image"], label_of(batch), batch.get("mask")
+        real, label, mask = batch["image"], label_of(batch, conditional), batch.get("mask")
         fake_key, weight_key = jax.random.split(key)
         fake = jax.lax.stop_gradient(generate(params["generator"], fake_key, label, real.shape[0]))
         own, own_state = params["discriminator"], model_state["discriminator"]
@@ -203,7 +197,7 @@ def make_losses(
     def generator_loss(
         params: PyTree, model_state: PyTree, batch: Batch, key: Key
     ) -> tuple[Array, tuple[Metrics, PyTree]]:
-        label = label_of(batch)
+        label = label_of(batch, conditional)
         fake = generate(params["generator"], key, label, batch["image"].shape[0])
         state = model_state["discriminator"]
         logits, _ = discriminate(params["discriminator"], state, fake, label, False)

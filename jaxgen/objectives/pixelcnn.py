@@ -13,7 +13,8 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxgen.types import Array, Batch, Key, LossFn, Mean, Metrics, PyTree, UserError
+from jaxgen.objectives import label_of
+from jaxgen.types import Array, Batch, Key, LossFn, Mean, Metrics, PyTree
 
 # (params, x [B, H, W, C], label int32 [B] or None, dropout key or None) -> parameters [B, H, W, P]
 Apply: TypeAlias = Callable[[PyTree, Array, Array | None, Key | None], Array]
@@ -198,10 +199,8 @@ def make_loss(apply: Apply, likelihood: PixelLikelihood, *, conditional: bool = 
     def loss_fn(
         params: PyTree, model_state: PyTree, batch: Batch, key: Key
     ) -> tuple[Array, tuple[Metrics, PyTree]]:
-        x, mask = batch["image"], batch.get("mask")
-        if conditional and "label" not in batch:
-            raise UserError("a conditional model needs labels, and the data have none.")
-        parameters = apply(params, x, batch["label"] if conditional else None, key)
+        x, mask, label = batch["image"], batch.get("mask"), label_of(batch, conditional)
+        parameters = apply(params, x, label, key)
         nats = -image_log_likelihood(likelihood, parameters, x)
         mean = Mean.of(nats / (math.prod(x.shape[1:]) * math.log(2.0)), mask)
         return mean.value_or_zero, ({"loss": mean, "nats": Mean.of(nats, mask)}, model_state)

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from jaxgen.objectives import label_of
 from jaxgen.objectives.pixelcnn import (
     bernoulli_log_likelihood,
     discretized_logistic_log_likelihood,
@@ -283,13 +284,6 @@ def make_log_evidence(
         return log_mean_weight(log_weights, key, num_samples=num_samples, chunk=chunk)
 
     return log_evidence
-
-
-def label_of(batch: Batch, conditional: bool) -> Array | None:
-    """batch["label"], or None where the model is told none; UserError where it is missing."""
-    if conditional and "label" not in batch:
-        raise UserError("a conditional model needs labels, and the data have none.")
-    return batch["label"] if conditional else None
 
 
 def make_loss(
