@@ -21,8 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import common
-from experiments.common import Preset, checks, generating
-from experiments.pca import rows_of
+from experiments.common import Preset, checks, generating, rows_of
 from jaxgen import data, pictures
 from jaxgen.estimators import linear, logistic
 from jaxgen.models import autoencoder as models

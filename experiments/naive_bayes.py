@@ -23,7 +23,7 @@ import optax
 from ml_collections import ConfigDict
 
 from experiments import common
-from experiments.common import Preset, checks, classifying, counting
+from experiments.common import Preset, checks, classifying, counting, rows_of
 from jaxgen import pictures, systems
 from jaxgen.data.errors import unknown
 from jaxgen.estimators import families, logistic, naive_bayes
@@ -151,11 +151,6 @@ def check(config: ConfigDict) -> None:
             raise unknown("model.families", name, tuple(DENSITIES))
     if not config.model.families:
         raise UserError(f"model.families names none: choose among {', '.join(DENSITIES)}.")
-
-
-def rows_of(image: Array) -> Array:
-    """Images [B, H, W, C] in [-1, 1] as rows [B, D] in [0, 1]."""
-    return (image.reshape(image.shape[0], -1) + 1) / 2
 
 
 def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:

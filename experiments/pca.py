@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import common
-from experiments.common import Preset, checks, generating
+from experiments.common import Preset, checks, generating, rows_of
 from experiments.common.judging import judge_of
 from jaxgen import data, pictures, systems
 from jaxgen.estimators import linear
@@ -106,11 +106,6 @@ def check(config: ConfigDict) -> None:
     checks.check_data(config)
     checks.at_least(config, 1, "model.rank", "sampling.num")
     generating.check_evaluation(config)
-
-
-def rows_of(image: Array) -> Array:
-    """Images [B, H, W, C] in [-1, 1] as rows [B, D] in [0, 1]."""
-    return (image.reshape(image.shape[0], -1) + 1) / 2
 
 
 def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:

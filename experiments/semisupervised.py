@@ -28,8 +28,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import common
-from experiments.common import Preset, checks, classifying, counting
-from experiments.naive_bayes import DENSITIES, rows_of
+from experiments.common import Preset, checks, classifying, counting, rows_of
+from experiments.naive_bayes import DENSITIES
 from jaxgen import data, pictures, systems
 from jaxgen.estimators import mixture, naive_bayes
 from jaxgen.models.semisupervised import M2

@@ -12,7 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxgen import data, optim, sharding, systems
-from jaxgen.types import Batch, Key, LoopSettings, LossFn, Mean, Metrics, PyTree, System, UserError
+from jaxgen.types import Array, Batch, Key, LoopSettings, LossFn, Mean, Metrics, PyTree, System, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +179,11 @@ def load_images(name: str) -> tuple[data.Source, data.Source]:
     if shapes[0] != shapes[1]:
         raise UserError(f"The images of {name} are {shapes[0]} for training and {shapes[1]} for test.")
     return train, test
+
+
+def rows_of(image: Array) -> Array:
+    """Images [B, H, W, C] in [-1, 1] as rows [B, D] in [0, 1]."""
+    return (image.reshape(image.shape[0], -1) + 1) / 2
 
 
 def make_evaluation(

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from matplotlib.figure import Figure
 
 from experiments import autoencoder, common
+from experiments.common import rows_of
 from experiments.figures import command, digits
-from experiments.pca import rows_of
 from jaxgen import pictures, systems
 from jaxgen.estimators import linear
 from jaxgen.models.autoencoder import image_of
