@@ -44,9 +44,9 @@ def keep_top_p(logits: Array, p: float) -> Array:
     order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
     probabilities = jnp.take_along_axis(jax.nn.softmax(logits, axis=-1), order, axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities  # the probability of those ahead of each
+    before = before.at[..., 0].set(0.0)  # exactly: rounding may leave more than a tiny p
     keep = jnp.put_along_axis(jnp.zeros(logits.shape, bool), order, before < p, axis=-1, inplace=False)
-    # Rounding may put the first one's sum above zero.
-    return jnp.where(keep | (logits == jnp.max(logits, axis=-1, keepdims=True)), logits, -jnp.inf)
+    return jnp.where(keep, logits, -jnp.inf)
 
 
 def keep_min_p(logits: Array, p: float) -> Array:

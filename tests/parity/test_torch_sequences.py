@@ -11,6 +11,7 @@ from jaxgen.interop.torch_sequences import load_attention, load_recurrent, load_
 from jaxgen.models.multihead import MultiHeadAttention, attention_mask
 from jaxgen.models.recurrent import LSTMState, Recurrent
 from jaxgen.models.transformer import Stack, TransformerSpec
+from jaxgen.samplers.autoregressive import keep_top_p
 from jaxgen.types import UserError
 
 torch = pytest.importorskip("torch")
@@ -199,6 +200,16 @@ def test_gpt2_from_a_safetensors_file(gpt2, published, tmp_path):
         expected = gpt2(torch.tensor(tokens).long()).logits.numpy()
     assert expected.std() > 0.1
     np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_top_p_keeps_as_many_tokens_as_that_of_transformers():
+    """Halves, so that many tokens are alike; which of them are kept is left open there."""
+    transformers = pytest.importorskip("transformers")
+    logits = np.round(np.random.default_rng(4).normal(size=(8, 30)) * 2).astype(np.float32) / 2
+    for p in (0.001, 0.03, 0.3, 0.77, 0.95):
+        expected = transformers.TopPLogitsWarper(p)(None, torch.tensor(logits)).numpy()
+        found = np.asarray(keep_top_p(jnp.asarray(logits), p))
+        np.testing.assert_array_equal(np.sort(found), np.sort(expected))
 
 
 def test_what_is_wrong_with_the_tensors_is_named(gpt2):

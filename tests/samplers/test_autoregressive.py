@@ -70,6 +70,8 @@ def test_logit_functions_by_hand():
     np.testing.assert_array_equal(penalized, [[1.0, -4.0, 3.0]])
     batched = keep_top_p(jnp.stack([logits, logits[::-1]]), 0.5)
     assert (kept(batched[0]), kept(batched[1])) == ([1, 2], [1, 2])
+    # Of equals the lower numbers, and no more of them than are needed.
+    assert [kept(keep_top_p(jnp.array([0.0, 2.0, 2.0, 2.0]), p)) for p in (0.3, 0.6)] == [[1], [1, 2]]
 
 
 def test_first_largest_is_argmax():
