@@ -1,6 +1,7 @@
 """What the sequence experiments promise beyond what every experiment does (tests/test_experiments.py)."""
 
 import os
+import types
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from experiments import language_model, sequence_tasks, translation
 from experiments.common import sequences as shared
-from experiments.figures import gradient_norm, masked_attention, positional_encoding
+from experiments.figures import gradient_norm, masked_attention, positional_encoding, sequence_recall
 from jaxgen import sharding
 from jaxgen.data import sequences as batches
 from jaxgen.data.texts import load_text
@@ -147,6 +148,17 @@ def test_the_printed_masked_table():
     assert np.abs(table - masked_attention.PRINTED).max() < 0.0125
     np.testing.assert_allclose(table.sum(axis=1), 1, rtol=1e-6)
     assert not np.triu(table, 1).any()
+
+
+def test_recall_is_trained_for_every_step_asked_for(monkeypatch):
+    counting = types.SimpleNamespace(
+        system=types.SimpleNamespace(init=lambda key, batch: 0, step=lambda state, batch: (state + 1, None)),
+        train_batch=lambda step: np.int32(step),
+        validate=lambda state: {"accuracy": types.SimpleNamespace(value=state)},
+    )
+    monkeypatch.setattr(sequence_recall.sequence_tasks, "build", lambda *_: counting)
+    for num_steps in (3, 50, 120):
+        assert sequence_recall.accuracy("rnn", 10, num_steps=num_steps) == num_steps
 
 
 def test_figures_say_what_they_show():

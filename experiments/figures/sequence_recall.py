@@ -34,9 +34,8 @@ def accuracy(kind: str, length: int, *, num_steps: int, seed: int = 0) -> float:
     experiment = sequence_tasks.build(config, sharding.make_mesh())
     state = jax.jit(experiment.system.init)(jax.random.key(seed), experiment.train_batch(0))
     run = jax.jit(lambda state, batches: jax.lax.scan(experiment.system.step, state, batches)[0])
-    chunk = min(50, num_steps)
-    for start in range(0, num_steps - chunk + 1, chunk):
-        rows = [experiment.train_batch(step) for step in range(start, start + chunk)]
+    for start in range(0, num_steps, 50):
+        rows = [experiment.train_batch(step) for step in range(start, min(start + 50, num_steps))]
         state = run(state, jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *rows))
     return float(experiment.validate(state)["accuracy"].value)
 
