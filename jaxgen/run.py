@@ -31,6 +31,15 @@ from jaxgen import cli, memory
 from jaxgen.types import UserError
 
 MODES = ("train", "evaluate", "sample", "report", "compare", "plan")
+# Flags that only these modes look at.
+_ONLY_IN = {
+    **dict.fromkeys(("seed", "num_samples"), ("sample",)),
+    "checkpoint": ("evaluate", "sample"),
+    "record": ("report",),
+    "tag": ("report", "compare"),
+    "profile": ("train",),
+    **dict.fromkeys(("chip", "chips"), ("plan",)),
+}
 _NO_CONFIG = "Say what to run: --config=experiments/NAME.py:PRESET; --list shows them all."
 
 
@@ -73,6 +82,7 @@ def run(asked: flags.FlagValues, source: str | None, config: ConfigDict | None) 
     if asked.list:
         print(cli.list_experiments())
         return
+    _check_flags_of_mode(asked)
     if asked.data_dir is not None:
         if not os.path.isdir(asked.data_dir):
             raise UserError(f"--data_dir={asked.data_dir} is not a folder.")
@@ -112,6 +122,14 @@ def run(asked: flags.FlagValues, source: str | None, config: ConfigDict | None) 
         this_run.evaluate(asked.checkpoint)
     else:
         this_run.sample(asked.checkpoint, num=asked.num_samples or 0, seed=asked.seed)
+
+
+def _check_flags_of_mode(asked: flags.FlagValues) -> None:
+    """UserError for a flag that the mode would ignore."""
+    for name, modes in _ONLY_IN.items():
+        if asked[name].present and asked.mode not in modes:
+            hint = ": a run's seed is --config.seed" if name == "seed" else ""
+            raise UserError(f"--{name} belongs to mode {' or '.join(modes)}, not {asked.mode}{hint}.")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -78,6 +78,12 @@ def refused(own_caches, tmp_path, capsys):
         (["--num_samples=0"], "flag --num_samples=0: 0 is not a positive integer"),
         (["--num_samples=many"], "flag --num_samples=many: invalid literal for int() with base 10: 'many'"),
         (["--seed=-1"], "flag --seed=-1: -1 is not an integer in the range [0, 4294967295]"),
+        ([DDPM, "--seed=1"], "--seed belongs to mode sample, not train: a run's seed is --config.seed."),
+        (
+            ["--mode=report", "--checkpoint=best"],
+            "--checkpoint belongs to mode evaluate or sample, not report.",
+        ),
+        (["--mode=evaluate", "--profile"], "--profile belongs to mode train, not evaluate."),
         (["--list=maybe"], "Non-boolean argument to boolean flag"),
         (["train"], "Unexpected argument 'train': flags are written --name=value."),
         ([DDPM, "--config.model.channels", "8"], "Unexpected argument '8': flags are written --name=value."),
