@@ -179,7 +179,10 @@ def compare(workdir: str | os.PathLike[str], recorded: str | os.PathLike[str]) -
     curves = read_metrics(workdir)
     parts = [
         _compare_headers(mine["manifest"], curves, record["manifest"], theirs, recorded),
-        _compare_configs(mine["config"], record["config"]),
+        _compare_configs(
+            _as_evaluated(mine["config"], mine["manifest"]),
+            _as_evaluated(record["config"], record["manifest"]),
+        ),
     ]
     curve_texts, in_line = _compare_curves(curves, theirs)
     parts += curve_texts
@@ -251,6 +254,18 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         leaves |= flatten(value, f"{prefix}.{name}" if prefix else str(name))
     return leaves
+
+
+def _as_evaluated(config: Any, manifest: Any) -> dict[str, Any]:
+    """The fields of config.json with those that the scores were measured with in their place."""
+    evaluated = manifest.get("evaluated", {})
+    changed = {f"config.{name}": value for name, value in evaluated.get("config", {}).items()}
+    # Runs from before this was noted were as a rule scored at their end.
+    return {
+        **flatten(config),
+        **changed,
+        "evaluated.checkpoint": evaluated.get("checkpoint", "newest"),
+    }
 
 
 def _compare_configs(mine: Any, theirs: Any) -> str:

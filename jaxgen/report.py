@@ -156,11 +156,18 @@ def _headline(manifest: Mapping[str, Any], scores: Mapping[str, Score], curves: 
             result += f" against {number(score.reference)} for reference"
         result += f" ({'higher' if score.higher_is_better else 'lower'} is better)"
     last = max((curve[-1][0] for curve in curves.values()), default=0)
+    evaluated = manifest.get("evaluated", {}) if scores else {}
+    last = evaluated.get("step", last)
     facts = [f"after {last:,} updates" if last else "before the first update is logged"]
+    if evaluated.get("checkpoint") == "best":
+        facts.append("(the best checkpoint)")
     if "seed" in manifest:
         facts.append(f"with seed {manifest['seed']}")
     if "device_kind" in manifest:
         facts.append(f"on {_devices(manifest)}")
+    changed = [f"{name}={value}" for name, value in evaluated.get("config", {}).items()]
+    if changed:
+        facts[-1] += f", evaluated with {', '.join(changed)}"
     return f"{result}, {' '.join(facts)}."
 
 

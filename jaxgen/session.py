@@ -83,7 +83,7 @@ class Session:
         """Scores a checkpoint of a trained run; writes result.json and the report."""
         self._check_needs()
         state = _restore(self.experiment, self.workdir, self.mesh, which)
-        self._evaluate(state)
+        self._evaluate(state, which)
         self._report()
 
     def sample(self, which: Literal["newest", "best"], *, num: int, seed: int) -> None:
@@ -102,15 +102,13 @@ class Session:
         with loop.StopRequest() as stop, stop.interruptible(), sharding.others_watched():
             key = replicas.run_key(self.experiment, self.mesh)
             loop.write_samples(self.experiment, self.mesh, state, key, 0, self.workdir / "samples")
-            self._evaluate(state)
+            self._evaluate(state, "newest")
 
-    def _evaluate(self, state: TrainState) -> None:
+    def _evaluate(self, state: TrainState, which: Literal["newest", "best"]) -> None:
         needed = {name: self._needed_state(name, need) for name, need in self.experiment.needs.items()}
         needed = {name: sharding.fetchable(self.mesh, trained) for name, trained in needed.items()}
         scores: Scores = self.experiment.evaluate(sharding.fetchable(self.mesh, state), needed)
-        with sharding.together():
-            if sharding.is_first_process():
-                files.write_result(self.workdir, scores)
+        _write_scores(self.workdir, scores, which, int(state.step), self.config.to_dict())
 
     def _report(self) -> None:
         with sharding.together():
@@ -144,9 +142,7 @@ class Session:
             _say(f"Training what the evaluation needs: {need.source} in {workdir}")
             state = loop.train(need.experiment, workdir, self.mesh)
             scores = need.experiment.evaluate(sharding.fetchable(self.mesh, state), {})
-            with sharding.together():
-                if sharding.is_first_process():
-                    files.write_result(workdir, scores)
+            _write_scores(workdir, scores, "newest", int(state.step), need.config)
         return state
 
 
@@ -243,8 +239,7 @@ def _check_same_config(
     file, _, _ = source.partition(":")
     if Path(run["experiment"]).stem != Path(file).stem:
         raise UserError(f"{workdir} holds a run of {run['experiment']}; use another --workdir for {file}.")
-    saved, given = (recorded.flatten(fields) for fields in (run["config"], files.plain(config)))
-    saved = {**{name: value for name, value in _SINCE_ADDED.items() if name in given}, **saved}
+    saved, given = _fields(run["config"], config)
     different = sorted(
         name
         for name in saved.keys() | given.keys()
@@ -258,6 +253,12 @@ def _check_same_config(
             + (f" ({len(different)} fields differ)" if different[1:] else "")
             + "; use that config, or another --workdir."
         )
+
+
+def _fields(saved: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run's own config and the one that is given now, by dotted name."""
+    theirs, ours = recorded.flatten(saved), recorded.flatten(files.plain(given))
+    return {**{name: value for name, value in _SINCE_ADDED.items() if name in ours}, **theirs}, ours
 
 
 def _read_config(workdir: Path) -> dict[str, Any]:
@@ -305,6 +306,19 @@ def _claim(workdir: Path, experiment: Experiment, source: str, config: Mapping[s
             files.write_json(workdir / "manifest.json", manifest)
             content = {"experiment": file, "preset": preset, "config": config}
             files.write_json(workdir / "config.json", content)
+
+
+def _write_scores(
+    workdir: Path, scores: Scores, which: Literal["newest", "best"], step: int, config: Mapping[str, Any]
+) -> None:
+    """Writes result.json, and into the manifest of what: mode evaluate may depart from the run's config."""
+    with sharding.together():
+        if sharding.is_first_process():
+            saved, given = _fields(_read_config(workdir)["config"], config)
+            changed = {name: value for name, value in given.items() if (name, value) not in saved.items()}
+            evaluated = {"checkpoint": which, "step": step, "config": changed}
+            files.write_json(workdir / "manifest.json", {**_read_manifest(workdir), "evaluated": evaluated})
+            files.write_result(workdir, scores)
 
 
 class _WorkdirLock:

@@ -71,6 +71,7 @@ def test_a_run_leaves_everything_it_promises(finished):
     assert manifest["seed"] == config["config"]["seed"]
     assert all(len(digest) == 64 for digest in manifest["data"].values())
     assert {"jax", "flax", "optax"} <= set(manifest["packages"])
+    assert (manifest["evaluated"]["checkpoint"], manifest["evaluated"]["config"]) == ("newest", {})
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert any("train/loss" in line for line in lines)
     assert any(key.startswith("validation/") for line in lines for key in line)

@@ -242,6 +242,21 @@ def test_config_differences_are_listed(tmp_path, reference):
     ]
 
 
+def test_what_the_scores_were_measured_with_is_compared(tmp_path):
+    config = {"experiment": "ddpm.py", "config": {"sampling": {"num_steps": 1000}}}
+    evaluated = {"checkpoint": "best", "step": 500, "config": {"sampling.num_steps": 20}}
+    run = make_run(tmp_path / "run", config=config, evaluated=evaluated)
+    path = record.record_run(run, tmp_path, name="other")
+    assert json.loads(path.read_text())["manifest"]["evaluated"] == evaluated
+    assert "Config: no differences." in record.compare(run, path)
+    text = record.compare(make_run(tmp_path / "usual", config=config), path)
+    lines = text.split("Config differences:\n")[1].split("\n\n")[0].splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["config.sampling.num_steps", "1000", "20"],
+        ["evaluated.checkpoint", '"newest"', '"best"'],
+    ]
+
+
 @pytest.mark.parametrize(
     ("mine", "words", "same"),
     [

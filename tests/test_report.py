@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
 
-from jaxgen import pictures, record
+from jaxgen import pictures, record, report
 from jaxgen.report import write_report
 from jaxgen.types import Score, UserError
 
@@ -124,6 +124,15 @@ def test_sections_and_headline(page):
     ):
         assert heading in page.text
     assert "python -m jaxgen.run --config=experiments/ddpm.py:digits '--note=" in words
+
+
+def test_the_headline_says_what_was_evaluated():
+    scores = {"error": Score(1.0, "u", 1, False)}
+    evaluated = {"checkpoint": "best", "step": 200, "config": {"sampling.num_steps": 20}}
+    words = report._headline({"seed": 7, "evaluated": evaluated}, scores, {"loss": [(300, 1.0)]})
+    assert (
+        "after 200 updates (the best checkpoint) with seed 7, evaluated with sampling.num_steps=20." in words
+    )
 
 
 def cells(workdir, section):

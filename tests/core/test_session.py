@@ -74,6 +74,19 @@ def test_killed_before_the_config_was_written(tmp_path):
     assert files.read_json(tmp_path / "config.json")["preset"] == "smoke"
 
 
+def test_what_the_scores_were_measured_with_is_noted(tmp_path):
+    this = _claim(tmp_path, DDPM)
+    other = _config(DDPM, **{"sampling.num_steps": 2}).to_dict()
+    session._write_scores(tmp_path, {}, "best", 3, other)
+    assert files.read_result(tmp_path) == {}
+    expected = {"checkpoint": "best", "step": 3, "config": {"sampling.num_steps": 2}}
+    assert files.read_json(tmp_path / "manifest.json")["evaluated"] == expected
+    _claim(tmp_path, DDPM)
+    assert files.read_json(tmp_path / "manifest.json")["evaluated"] == expected
+    session._write_scores(tmp_path, {}, "newest", 4, this.config.to_dict())
+    assert files.read_json(tmp_path / "manifest.json")["evaluated"]["config"] == {}
+
+
 # ---- what the workdir must hold
 
 
