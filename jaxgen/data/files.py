@@ -38,6 +38,9 @@ def load_npz(path: str, split: str) -> Source:
             for name in wanted:
                 if prefix + name in names:
                     arrays[name.removesuffix("s")] = archive[prefix + name]
+            labelled, test_labelled = (
+                f"{own}label" in names or f"{own}labels" in names for own in ("", "test_")
+            )
             # Labels of both splits, so that both agree on the number of classes.
             labels = [archive[n] for n in ("label", "labels", "test_label", "test_labels") if n in names]
     except Exception as error:  # whatever a foreign or damaged file makes zipfile, zlib and NumPy raise
@@ -45,6 +48,8 @@ def load_npz(path: str, split: str) -> Source:
 
     if "image" not in arrays:
         raise UserError(f"{file} has no array 'image' (it has: {', '.join(names) or 'nothing'})")
+    if own_test and labelled != test_labelled:
+        raise UserError(f"{file} has labels for only one of train and test: give 'label' and 'test_label'")
     fields = {"image": _as_images(arrays["image"], file)}
     num_classes = None
     if "label" in arrays:

@@ -90,6 +90,8 @@ def test_floats_in_the_unit_interval_become_256_levels(tmp_path):
         ({"image": IMAGES, "label": LABELS - 1}, "from 0"),
         ({"image": IMAGES, "label": LABELS + 2**40}, "from 0"),
         ({"image": IMAGES, "label": LABELS / 2}, "whole numbers"),
+        ({"image": IMAGES, "label": LABELS, "test_image": IMAGES}, "labels for only one of train and test"),
+        ({"image": IMAGES, "test_images": IMAGES, "test_labels": LABELS}, "labels for only one of train and"),
         ({"image": IMAGES, "label": np.eye(40, dtype=int)}, "whole numbers"),
     ],
 )
