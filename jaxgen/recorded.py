@@ -160,6 +160,9 @@ class _Public:
 _SAME = 0.02  # scores this near, relative to the recorded one, are called the same
 _IN_LINE = 0.05  # curves are noisier
 _SHOWN_STEPS = 5
+# What in a unit may differ: how many questions a run's vocabulary does not know. The rest says what was
+# measured, such as the network in whose features a distance is taken.
+_OF_THE_RUN = re.compile(r"[\d,]+ (?=(?:pairs |words )?out of|of the pairs)")
 _OF_THE_MACHINE = re.compile(r"(_per_second|seconds)$")  # curves that another machine need not repeat
 
 
@@ -358,6 +361,9 @@ def _compare_scores(mine: dict[str, Score], theirs: dict[str, Score]) -> tuple[s
 
 
 def _compare_score(mine: Score, theirs: Score) -> tuple[str, bool]:
+    if _OF_THE_RUN.sub("", mine.unit) != _OF_THE_RUN.sub("", theirs.unit):
+        pair = f"{number(mine.value)} {mine.unit} against {number(theirs.value)} {theirs.unit} recorded"
+        return f"{pair}: other units, not comparable.", False
     pair = f"{number(mine.value)} against {number(theirs.value)} {theirs.unit} recorded"
     counts = "" if mine.n == theirs.n else f" (yours from {mine.n:,} items, recorded from {theirs.n:,})"
     gap = mine.value - theirs.value

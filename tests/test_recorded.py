@@ -284,6 +284,23 @@ def test_verdicts_follow_the_better_direction_and_a_recorded_nought():
     assert recorded._compare_score(Score(0.0, "u", 1, True), Score(0.0, "u", 1, True))[1]
 
 
+@pytest.mark.parametrize(
+    ("mine", "theirs", "comparable"),
+    [
+        ("distance, classifier digits 0957ce4f", "distance, classifier digits a1b2c3d4", False),
+        ("dB, 3 times enlarged", "dB, 4 times enlarged", False),
+        ("Spearman, 1,104 pairs out of vocabulary", "Spearman, 62 pairs out of vocabulary", True),
+        ("share, 168 out of the 30,000 words", "share, 1,763 out of the 30,000 words", True),
+        ("f1, 191 of the pairs are is-a", "f1, 1,195 of the pairs are is-a", True),
+    ],
+)
+def test_other_units_have_no_verdict(mine, theirs, comparable):
+    text, verdict = recorded._compare_score(Score(5.0, mine, 20, False), Score(6.0, theirs, 20, False))
+    assert verdict is comparable
+    if not comparable:
+        assert text == f"5 {mine} against 6 {theirs} recorded: other units, not comparable."
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", '{"curve": {}}', '{"curve": {"x": [1]}, "config": {}}'])
 def test_a_foreign_record_is_one_sentence(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
