@@ -343,14 +343,15 @@ def _compare_curve(name: str, mine: Curve, theirs: Curve) -> tuple[str, bool | N
 
 
 def _compare_scores(mine: dict[str, Score], theirs: dict[str, Score]) -> tuple[str, list[bool]]:
-    """A sentence a score, and for each score that both have whether yours is the same or better."""
+    """A sentence a score, and for each that can be compared whether yours is the same or better."""
     lines, same = ["Scores:"], []
     for name, score in theirs.items():
         if name not in mine:
             lines.append(f"  {name}: not measured in your run (recorded {number(score.value)} {score.unit}).")
             continue
         words, verdict = _compare_score(mine[name], score)
-        same.append(verdict)
+        if verdict is not None:
+            same.append(verdict)
         lines.append(f"  {name}: {words}")
     extra = mine.keys() - theirs.keys()
     if extra:
@@ -360,10 +361,10 @@ def _compare_scores(mine: dict[str, Score], theirs: dict[str, Score]) -> tuple[s
     return "\n".join(lines), same
 
 
-def _compare_score(mine: Score, theirs: Score) -> tuple[str, bool]:
+def _compare_score(mine: Score, theirs: Score) -> tuple[str, bool | None]:
     if _OF_THE_RUN.sub("", mine.unit) != _OF_THE_RUN.sub("", theirs.unit):
         pair = f"{number(mine.value)} {mine.unit} against {number(theirs.value)} {theirs.unit} recorded"
-        return f"{pair}: other units, not comparable.", False
+        return f"{pair}: other units, not comparable.", None
     pair = f"{number(mine.value)} against {number(theirs.value)} {theirs.unit} recorded"
     counts = "" if mine.n == theirs.n else f" (yours from {mine.n:,} items, recorded from {theirs.n:,})"
     gap = mine.value - theirs.value

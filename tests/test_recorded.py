@@ -296,7 +296,7 @@ def test_verdicts_follow_the_better_direction_and_a_recorded_nought():
 )
 def test_other_units_have_no_verdict(mine, theirs, comparable):
     text, verdict = recorded._compare_score(Score(5.0, mine, 20, False), Score(6.0, theirs, 20, False))
-    assert verdict is comparable
+    assert (verdict is not None) is comparable
     if not comparable:
         assert text == f"5 {mine} against 6 {theirs} recorded: other units, not comparable."
 
