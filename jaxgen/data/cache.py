@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from absl import logging
 
+from jaxgen.data.errors import note
 from jaxgen.data.source import Source
 from jaxgen.types import UserError
 
@@ -74,7 +74,7 @@ def store(folder: Path, source: Source) -> None:
 
 
 def fetch(folder: Path) -> Source | None:
-    """What `store` kept in `folder`; None where there is nothing, or it is damaged (which is logged)."""
+    """What `store` kept in `folder`; None where there is nothing, or it is damaged (which is said)."""
     if not (folder / "meta.json").exists():
         return None
     try:
@@ -89,6 +89,6 @@ def fetch(folder: Path) -> Source | None:
         if source.fingerprint != meta["fingerprint"]:
             raise ValueError("the content does not have the fingerprint that was noted when it was written")
     except Exception as error:  # whatever a damaged file makes NumPy or json raise: the remedy is the same
-        logging.warning("The decoded data in %s are damaged and are made anew: %s", folder, error)
+        note(f"The decoded data in {folder} are damaged and are made anew: {error}")
         return None
     return source

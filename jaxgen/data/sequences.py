@@ -12,8 +12,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from absl import logging
 
+from jaxgen.data.errors import note
 from jaxgen.data.stream import _rows_of_process
 from jaxgen.data.texts import Pairs
 from jaxgen.data.tokenizers import Tokenizer
@@ -182,15 +182,15 @@ def encode_pairs(
             for s, end in zip(sides, ends, strict=True)
         ]
     kept = [(s, t) for s, t in zip(*sides, strict=True) if max(len(s), len(t)) <= max_length]
-    if len(kept) < len(pairs):
-        logging.info(
-            "%s, %s: %d of %d pairs are longer than data.max_length=%d and are left out.",
-            *(pairs.name, pairs.split, len(pairs) - len(kept), len(pairs), max_length),
-        )
     if not kept:
         raise UserError(
             f"Every pair of the {pairs.split} split of {pairs.name} is longer than "
             f"data.max_length={max_length}: raise it."
+        )
+    if len(kept) < len(pairs):
+        note(
+            f"{pairs.name}, {pairs.split}: {len(pairs) - len(kept)} of {len(pairs)} pairs are longer than "
+            f"data.max_length={max_length} and are left out."
         )
     sources, targets = zip(*kept, strict=True)
     return EncodedPairs(sources, targets)

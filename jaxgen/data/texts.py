@@ -14,10 +14,8 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from absl import logging
-
 from jaxgen.data import originals
-from jaxgen.data.errors import unknown
+from jaxgen.data.errors import note, unknown
 from jaxgen.data.load import load_source
 from jaxgen.types import UserError
 
@@ -286,9 +284,9 @@ def make_pairs(name: str, split: str, source: Sequence[str], target: Sequence[st
     """Pairs without those that have an empty side. Raises UserError where none is left."""
     pairs = [(s.strip(), t.strip()) for s, t in zip(source, target, strict=True)]
     kept = [pair for pair in pairs if all(pair)]
-    if len(kept) < len(pairs):
-        logging.info("%s, %s: %d pairs with an empty side are left out.", name, split, len(pairs) - len(kept))
     if not kept:
         raise UserError(f"The {split} split of {name} has no pair: give more lines.")
+    if len(kept) < len(pairs):
+        note(f"{name}, {split}: {len(pairs) - len(kept)} pairs with an empty side are left out.")
     sources, targets = zip(*kept, strict=True)
     return Pairs(name, split, sources, targets)

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from absl import logging
 
 from jaxgen.data import cache, cifar10_30k, originals
+from jaxgen.data.errors import note
 from jaxgen.data.source import Source
 from jaxgen.types import UserError
 
@@ -124,7 +124,7 @@ def _prepare(builder: Builder, data_dir: str | None) -> Path:
     """Write the records of all splits to the cache from the originals, and return their folder."""
     files = _read_originals(builder, data_dir)
     target = cache.cache_dir() / "tfds" / builder.name / builder.version
-    logging.info("Preparing %s in %s; this takes some seconds, once.", builder.name, target)
+    note(f"Preparing {builder.name} in {target}; this takes some seconds, once.")
     try:
         (cache.cache_dir() / "tfds").mkdir(parents=True, exist_ok=True)
         # A folder of its own, then a rename: two processes, or one that is killed, leave nothing half done.

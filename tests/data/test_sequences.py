@@ -107,8 +107,11 @@ def test_a_pair_is_shifted_padded_and_masked():
     np.testing.assert_array_equal(batch["lengths"], [2])
 
 
-def test_long_pairs_are_left_out_of_training_and_cut_for_testing():
-    encoded = _encode([1, 4, 5, 9], max_length=5)
+def test_long_pairs_are_left_out_of_training_and_cut_for_testing(capsys):
+    for _ in range(2):  # as for two seeds of a run; it is said once
+        encoded = _encode([1, 4, 5, 9], max_length=5)
+    said = capsys.readouterr().err
+    assert said.count("2 of 4 pairs are longer than data.max_length=5 and are left out.\n") == 1
     assert [len(s) for s in encoded.source] == [2, 5]  # <eos> included
     cut = _encode([1, 4, 5, 9], max_length=5, truncate=True)
     assert [len(s) for s in cut.source] == [2, 5, 5, 5]

@@ -128,10 +128,11 @@ def test_line_parallel_files_are_split_by_the_source_and_stay_parallel(tmp_path)
     assert 7 < len(seen["test"]) < 33
 
 
-def test_empty_sides_are_left_out(tmp_path):
+def test_empty_sides_are_left_out(tmp_path, capsys):
     source = "".join(f"s {i}\n" if i % 2 else "\n" for i in range(200))
     target = "".join(f"t {i}\n" if i % 3 else "  \n" for i in range(200))
     pairs = load_pairs(_write_lines(tmp_path, source, target), "train")
+    assert "pairs with an empty side are left out." in capsys.readouterr().err
     numbers = {int(s.split()[1]) for s in pairs.source}
     assert numbers == {i for i in range(200) if i % 2 and i % 3 and texts.split_of(f"s {i}") == "train"}
 

@@ -87,7 +87,7 @@ def test_records_prepared_elsewhere_are_used(small_mnist, own_cache, monkeypatch
     assert load_source("mnist", "test").fingerprint == first.fingerprint
 
 
-def test_a_damaged_decoded_array_is_noticed_and_made_anew(small_mnist, own_cache):
+def test_a_damaged_decoded_array_is_noticed_and_made_anew(small_mnist, own_cache, capsys):
     data_dir, _ = small_mnist
     first = load_source("mnist", "train", data_dir=str(data_dir))
     folder = own_cache / "decoded" / "mnist-3.0.1" / "train"
@@ -101,6 +101,9 @@ def test_a_damaged_decoded_array_is_noticed_and_made_anew(small_mnist, own_cache
     for damaged in ("", "{}", "[1]", "\x00"):
         (folder / "meta.json").write_text(damaged)
         assert cache.fetch(folder) is None
+    said = capsys.readouterr().err
+    assert f"Preparing mnist in {own_cache / 'tfds'}" in said
+    assert f"The decoded data in {folder} are damaged and are made anew: " in said
 
 
 def test_damaged_records_are_noticed(small_mnist, own_cache):
