@@ -7,6 +7,7 @@ Content-Security-Policy forbids scripts and the network.
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.resources
 import io
 import json
@@ -363,6 +364,15 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
+def _sizes(folder: Path) -> list[int]:
+    sizes = []
+    for parent, _, names in os.walk(folder):  # passes over folders that vanish, as rglob does not
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # a training that goes on deletes old checkpoints
+                sizes.append(os.stat(os.path.join(parent, name)).st_size)
+    return sizes
+
+
 def _files(workdir: Path) -> list[dict[str, str]]:
     """The workdir's entries with their sizes; this page itself and half-written files are left out."""
     rows = []
@@ -371,7 +381,7 @@ def _files(workdir: Path) -> list[dict[str, str]]:
             continue
         holds = _HOLDS.get(path.name, "")
         if path.is_dir():
-            sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
+            sizes = _sizes(path)
             count = f"{len(sizes):,} file{'' if len(sizes) == 1 else 's'}"
             rows.append({"name": f"{path.name}/", "holds": holds, "size": f"{count}, {_size(sum(sizes))}"})
         else:

@@ -2,9 +2,11 @@
 
 import contextlib
 import math
+import os
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,6 +189,25 @@ def test_charts_share_axes_by_quantity_and_name_their_units(page):
         assert unit in page.text
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
+
+
+def test_files_may_vanish_while_they_are_counted(tmp_path, monkeypatch):
+    """Beside a training run, which deletes old checkpoints."""
+    (tmp_path / "checkpoints").mkdir()
+    stored = [tmp_path / "checkpoints" / name for name in "abc"]
+    for file in stored:
+        file.write_bytes(b"123")
+    stat = os.stat
+
+    def then_all_vanish(path, **options):
+        found = stat(path, **options)
+        if Path(path) in stored:
+            for file in stored:
+                file.unlink()
+        return found
+
+    monkeypatch.setattr(os, "stat", then_all_vanish)
+    assert [row["size"] for row in report._files(tmp_path)] == ["1 file, 3 B"]
 
 
 def test_files_are_listed_with_sizes(run):
