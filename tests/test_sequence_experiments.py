@@ -9,7 +9,13 @@ import pytest
 
 from experiments import language_model, sequence_tasks, translation
 from experiments.common import sequences as shared
-from experiments.figures import gradient_norm, masked_attention, positional_encoding, sequence_recall
+from experiments.figures import (
+    gradient_norm,
+    masked_attention,
+    positional_encoding,
+    sequence_recall,
+    translation_attention,
+)
 from jaxgen import sharding
 from jaxgen.data import sequences as batches
 from jaxgen.data.texts import load_text
@@ -159,6 +165,14 @@ def test_recall_is_trained_for_every_step_asked_for(monkeypatch):
     monkeypatch.setattr(sequence_recall.sequence_tasks, "build", lambda *_: counting)
     for num_steps in (3, 50, 120):
         assert sequence_recall.accuracy("rnn", 10, num_steps=num_steps) == num_steps
+
+
+def test_attention_is_shown_for_the_pieces_that_were_written():
+    given = batches.EncodedPairs((np.asarray([4, 2]), np.asarray([5, 2])), (np.asarray([2]),) * 2)
+    found = np.asarray([[5, 6, 2, 0], [4, 5, 6, 7]])
+    both = translation_attention.as_written(given, found, eos=2)
+    assert both.source == given.source
+    assert [ids.tolist() for ids in both.target] == [[5, 6, 2], [4, 5, 6, 7]]
 
 
 def test_figures_say_what_they_show():

@@ -48,8 +48,8 @@ def maps_of(workdir: Path, sentences: Sequence[str]) -> list[tuple[str, np.ndarr
     rows = batches.pair_batch(given, numbers, config.data.buckets[-1], **ids)
     found = translate(params, jax.random.key(0), numbers, rows["source"], rows["source_lengths"])
     written = tuple(translation.to_text(target, row) for row in np.asarray(found))
-    both = batches.encode_pairs(Pairs("written", "test", sentences, written), source, target, **longest)
-    rows = batches.pair_batch(both, numbers, config.data.buckets[-1], **ids)
+    both = as_written(given, np.asarray(found), target.eos_id)
+    rows = batches.pair_batch(both, numbers, max(config.data.buckets[-1], int(both.lengths.max())), **ids)
     shown = []
     layers = [np.asarray(weights) for weights in look(params, rows)]
     for i, (sentence, text) in enumerate(zip(sentences, written, strict=True)):
@@ -66,6 +66,15 @@ def maps_of(workdir: Path, sentences: Sequence[str]) -> list[tuple[str, np.ndarr
             print(f"  layer {number}: {sharpest}")
             shown.append((f"{text}, layer {number}", mean, labels, columns))
     return shown
+
+
+def as_written(given: batches.EncodedPairs, found: np.ndarray, eos: int) -> batches.EncodedPairs:
+    """The sources with what was written for them, ids `[B, T]`, up to the first `<eos>`.
+
+    Their text would not do: tokenised again it need not give the same pieces.
+    """
+    num = [int(np.argmax(row == eos)) + 1 if eos in row else len(row) for row in found]
+    return batches.EncodedPairs(given.source, tuple(row[:n] for row, n in zip(found, num, strict=True)))
 
 
 def main(argv: Sequence[str]) -> int:
