@@ -383,7 +383,7 @@ def _start_jax(*, distributed: bool, fsdp: int) -> jax.sharding.Mesh:
 
 def _use_compilation_cache() -> None:
     """Compiled programs are kept between runs, in JAXGEN_CACHE_DIR (default ~/.cache/jaxgen)."""
-    cache = os.environ.get("JAXGEN_CACHE_DIR", os.path.expanduser("~/.cache/jaxgen"))
+    cache = os.environ.get("JAXGEN_CACHE_DIR") or os.path.expanduser("~/.cache/jaxgen")
     jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 

@@ -8,10 +8,14 @@ import pytest
 
 from jaxgen import cli, session
 from jaxgen import workdir as files
+from jaxgen.data.cache import cache_dir
 from jaxgen.types import UserError
 
 SOURCE = "experiments/classifier.py:smoke"
 DDPM = "experiments/ddpm.py:smoke"
+
+
+_USE_COMPILATION_CACHE = session._use_compilation_cache
 
 
 @pytest.fixture(autouse=True)
@@ -196,6 +200,14 @@ def test_the_lock_keeps_another_process_out_and_ends_with_it(tmp_path):
     lock.__exit__()
     with session._WorkdirLock(tmp_path):
         pass
+
+
+def test_programs_lie_beside_prepared_data(monkeypatch):
+    monkeypatch.setenv("JAXGEN_CACHE_DIR", "")  # as if it were not set
+    set_to = {}
+    monkeypatch.setattr(session.jax.config, "update", set_to.__setitem__)
+    _USE_COMPILATION_CACHE()
+    assert set_to["jax_compilation_cache_dir"] == str(cache_dir() / "xla")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s")])
