@@ -32,6 +32,7 @@ from jaxgen.types import UserError
 Kind = Literal["byte", "char", "word", "bpe", "unigram"]
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 _SYMBOLS = (PAD, BOS, EOS, UNK)
+_LINE_END = "\0"  # stands for a line's end among the words; NUL is in no text
 _SUBWORDS = ("bpe", "unigram")
 _FORMAT = 1
 
@@ -99,7 +100,7 @@ class Tokenizer:
         if self.kind == "char":
             return [self._encode_characters(text) for text in texts]
         if self.kind == "word":
-            end = f" {EOS} " if EOS in self.specials else " "
+            end = f" {_LINE_END} " if EOS in self.specials else " "
             return [self._encode_words(text.replace("\n", end).split()) for text in texts]
         encodings = self._library.encode_batch(list(texts), add_special_tokens=False)
         if self.kind == "bpe":
@@ -130,8 +131,8 @@ class Tokenizer:
     @functools.cached_property
     def _index(self) -> dict[str, int]:
         index = {piece: i for i, piece in enumerate(self.vocabulary, len(self.specials))}
-        printed = (symbol for symbol in (UNK, EOS) if symbol in self.specials)
-        return {**index, **{symbol: self.specials.index(symbol) for symbol in printed}}
+        found = {UNK: UNK, _LINE_END: EOS}
+        return {**index, **{w: self.specials.index(s) for w, s in found.items() if s in self.specials}}
 
     def _encode_words(self, words: list[str]) -> np.ndarray:
         index = self._index

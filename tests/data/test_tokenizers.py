@@ -68,10 +68,9 @@ def test_unknown_text():
 
 @pytest.mark.parametrize("kind", ["byte", "char", "word", "bpe", "unigram"])
 def test_text_that_spells_a_special_symbol_is_text(kind):
-    tokenizer = _train(kind, texts=[*LINES, f"{PAD} {BOS}"])
-    ids = tokenizer.encode(f"{PAD} {BOS}")
-    assert tokenizer.pad_id not in ids
-    assert tokenizer.bos_id not in ids
+    text = f"{PAD} {BOS} {EOS}"
+    ids = _train(kind, texts=[*LINES, text]).encode(text)
+    assert not {ALL.index(symbol) for symbol in (PAD, BOS, EOS)} & set(ids.tolist())
 
 
 def test_bad_requests():
