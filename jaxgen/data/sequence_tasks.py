@@ -91,7 +91,7 @@ _MODULES = {
 
 def character_classes(text: str) -> np.ndarray:
     """The lexical class of each character of a Python file by the module `tokenize`: numbers of CLASSES."""
-    starts = np.concatenate([[0], np.cumsum([len(line) for line in text.splitlines(keepends=True)])])
+    starts = np.concatenate([[0], np.cumsum([len(line) for line in io.StringIO(text)])])
     classes = np.zeros(len(text), np.int32)
     kinds = {
         tokenize.NUMBER: "number",

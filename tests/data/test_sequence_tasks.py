@@ -36,6 +36,9 @@ def test_character_classes_of_a_line():
     assert found[text.index("# note")] == "comment"
     assert found[1] == "space"
     assert found[text.index("i in") + 2] == "keyword"
+    # str.splitlines would end a line in the comment, tokenize does not.
+    after = sequence_tasks.character_classes("# a\x0cb\u2028c\nx\n")
+    assert [CLASSES[i] for i in after] == [*["comment"] * 7, "space", "name", "space"]
 
 
 def test_labelling_is_of_real_source():
