@@ -91,7 +91,7 @@ def test_user_text(tmp_path, content):
 def test_tsv_of_pairs(text):
     found = refused_or(texts.parse_tsv, text, "file")
     if found is not None:
-        rows = [row for row in texts._lines(text) if row.strip()]
+        rows = [row for row in texts.lines_of(text) if row.strip()]
         assert [list(pair) for pair in zip(*found, strict=True)] == [row.split("\t")[:2] for row in rows]
 
 

@@ -23,6 +23,7 @@ from jaxgen.data.fingerprint import held_out
 from jaxgen.data.folder import ImageFiles
 from jaxgen.data.load import load_source
 from jaxgen.data.source import Source
+from jaxgen.data.texts import lines_of
 from jaxgen.data.tokenizers import Tokenizer
 from jaxgen.types import UserError
 
@@ -255,7 +256,7 @@ def load_captioned_folder(path: str, split: str, *, max_bytes: int = 2**30) -> t
     except UnicodeDecodeError as error:
         raise UserError(f"{table} is not UTF-8 text: save it as UTF-8.") from error
     chosen: list[tuple[Path, str]] = []
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(lines_of(text), 1) if line.strip()]
     if not lines:
         raise UserError(f"{table} is empty: write a line FILE<tab>CAPTION for each image.")
     for number, line in lines:

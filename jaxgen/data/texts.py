@@ -232,7 +232,7 @@ def load_pairs(name: str, split: str, data_dir: str | None = None) -> Pairs:
         if len(languages) != 2 or any(language not in known for language in languages):
             raise UserError(f"data.source={name}: two of en, de, fr, cs are needed, such as multi30k:de-en.")
         part = {"validation": "val", "test": "test_2016_flickr"}.get(split, split)
-        sides = [_lines(read_corpus_file(MULTI30K, f"{part}.{lang}", data_dir)) for lang in languages]
+        sides = [lines_of(read_corpus_file(MULTI30K, f"{part}.{lang}", data_dir)) for lang in languages]
         return make_pairs(name, split, *sides)
     if kind == "tatoeba":
         other = [language for language in languages if language != "eng"]
@@ -247,7 +247,7 @@ def load_pairs(name: str, split: str, data_dir: str | None = None) -> Pairs:
         source, target = parse_tsv(read_user_text(rest), rest)
     elif kind == "lines" and rest.count(",") == 1:
         paths = rest.split(",")
-        source, target = (_lines(read_user_text(path)) for path in paths)
+        source, target = (lines_of(read_user_text(path)) for path in paths)
         if len(source) != len(target):
             raise UserError(
                 f"{paths[0]} has {len(source)} lines but {paths[1]} has {len(target)}: line i of one must be "
@@ -259,7 +259,7 @@ def load_pairs(name: str, split: str, data_dir: str | None = None) -> Pairs:
     return make_pairs(name, split, *([side[i] for i in chosen] for side in (source, target)))
 
 
-def _lines(text: str) -> list[str]:
+def lines_of(text: str) -> list[str]:
     """The lines of a text, by line feeds only: U+2028 and its like stand inside sentences."""
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     return lines[:-1] if lines and not lines[-1] else lines
@@ -267,7 +267,7 @@ def _lines(text: str) -> list[str]:
 
 def parse_tsv(text: str, origin: str) -> tuple[list[str], list[str]]:
     """Lines of source TAB target; UserError, naming `origin` and the line, where one has no tab."""
-    rows = [(number, line.split("\t")) for number, line in enumerate(_lines(text), 1) if line.strip()]
+    rows = [(number, line.split("\t")) for number, line in enumerate(lines_of(text), 1) if line.strip()]
     for number, columns in rows:
         if len(columns) < 2:
             raise UserError(f"{origin}, line {number}, has no tab: each line must be source TAB target.")

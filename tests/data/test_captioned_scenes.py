@@ -169,6 +169,10 @@ def test_a_folder_gives_each_image_its_caption_in_one_split(folder):
         assert captions == tuple(f"picture number {value}" for value in values)
         numbers += values
     assert sorted(numbers) == list(range(30))
+    # A caption ends at a line feed alone.
+    table = "\r\n".join(f"{i}.png\tpicture\u2028number {i}" for i in range(30))
+    (folder / "captions.tsv").write_text(table, encoding="utf-8", newline="")
+    assert [captions for _, captions in _both_splits(folder)] == [captions for _, captions in splits]
     on_disk, _ = cs.load_captioned_folder(str(folder), "train", max_bytes=1)
     np.testing.assert_array_equal(on_disk.fields["image"][:], splits[0][0].fields["image"])
 
