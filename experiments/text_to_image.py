@@ -472,7 +472,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
                 lengths = dropped(drop_key, lengths, config.diffusion.caption_dropout)
 
             def apply(params: PyTree, x: Array, t: Array, label: object, key: Key | None) -> Array:
-                rngs = {"dropout": key} if train else None
+                rngs = {"dropout": cast(Key, key)} if train else None
                 out = model.apply({"params": params}, x, t, batch["tokens"], lengths, train=train, rngs=rngs)
                 return cast(Array, out)
 
