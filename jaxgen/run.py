@@ -63,7 +63,8 @@ def define_flags() -> flags.FlagValues:
     text("data_dir", None, "Where original data files lie; default: the environment's JAXGEN_DATA_DIR.")
     whole("num_samples", None, "Mode sample: how many.", lower_bound=1)
     whole("seed", 0, "Mode sample: the seed of the samples.", lower_bound=0, upper_bound=2**32 - 1)
-    choice("checkpoint", "newest", ("newest", "best"), "Modes evaluate and sample: which checkpoint.")
+    about = "Modes evaluate and sample: which checkpoint; best on the test split if no other validates."
+    choice("checkpoint", "newest", ("newest", "best"), about)
     yes_no("record", False, "Mode report: write the run to experiments/results/ too.")
     text("tag", "", "Modes report --record and compare: suffix of the recorded run's name.")
     yes_no("distributed", False, "Join the processes of a cluster.")
