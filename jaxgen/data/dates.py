@@ -7,12 +7,11 @@ written for two dates (a test goes through all of them), so that the task can be
 from __future__ import annotations
 
 import datetime
-import hashlib
 
 import numpy as np
 
 from jaxgen.data.errors import unknown
-from jaxgen.data.texts import SPLITS, Pairs
+from jaxgen.data.texts import SPLITS, Pairs, split_of
 from jaxgen.types import UserError
 
 LOCALES = (
@@ -31,12 +30,6 @@ def write_date(date: datetime.date, locale: str, form: str) -> str:
     return format_date(date, form, locale=locale).lower()
 
 
-def date_split(date: datetime.date) -> str:
-    """Which split a date belongs to, by a hash of it: a twentieth each for validation and test."""
-    number = int.from_bytes(hashlib.sha256(date.isoformat().encode()).digest()[:8], "big") % 20
-    return {0: "test", 1: "validation"}.get(number, "train")
-
-
 def date_pairs(split: str, num: int, *, seed: int) -> Pairs:
     """`num` pairs of a date of this split, in a locale and a format drawn alike, and its ISO form.
 
@@ -48,7 +41,7 @@ def date_pairs(split: str, num: int, *, seed: int) -> Pairs:
     if num < 1:
         raise UserError(f"the number of dates must be at least 1, not {num}")
     days = (FIRST + datetime.timedelta(days=n) for n in range((LAST - FIRST).days + 1))
-    dates = [day for day in days if date_split(day) == split]
+    dates = [day for day in days if split_of(day.isoformat()) == split]
     generator = np.random.default_rng([seed, _SALTS[split]])
     chosen = generator.integers(0, (len(dates), len(LOCALES), len(FORMATS)), (num, 3))
     source = tuple(write_date(dates[d], LOCALES[locale], FORMATS[form]) for d, locale, form in chosen)
