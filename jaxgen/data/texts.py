@@ -218,7 +218,8 @@ def load_pairs(name: str, split: str, data_dir: str | None = None) -> Pairs:
         `tsv:PATH`, lines of source TAB target (further columns are ignored); `lines:SOURCE,TARGET`, two files
         with a sentence a line. Tatoeba and the user's files are split by a hash of the sentence, a twentieth
         each for validation and test: of the English side for Tatoeba, else of the source, so that other
-        translations of one sentence stay on one side.
+        translations of one sentence stay on one side. Tatoeba's validation and test pairs whose source is in
+        the training split too, under another English sentence, are left out.
 
     A pair with an empty side is left out. Raises UserError for an unknown name, files that are missing,
     damaged or not UTF-8, differing numbers of lines, a line without a tab, and a split without a pair.
@@ -241,7 +242,11 @@ def load_pairs(name: str, split: str, data_dir: str | None = None) -> Pairs:
         text = read_corpus_file(TATOEBA, f"eng-{other[0]}.tsv", data_dir)
         english, translation = parse_tsv(text, name)
         sides = [english, translation] if languages[0] == "eng" else [translation, english]
-        chosen = [i for i, line in enumerate(english) if split_of(line) == split]
+        splits = [split_of(line) for line in english]
+        chosen = [i for i, part in enumerate(splits) if part == split]
+        if split != "train":
+            learned = {s.strip() for s, part in zip(sides[0], splits, strict=True) if part == "train"}
+            chosen = [i for i in chosen if sides[0][i].strip() not in learned]
         return make_pairs(name, split, *([side[i] for i in chosen] for side in sides))
     if kind == "tsv" and rest:
         source, target = parse_tsv(read_user_text(rest), rest)

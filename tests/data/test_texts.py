@@ -167,12 +167,28 @@ def test_multi30k_has_its_published_counts():
     assert (reverse.source, reverse.target) == (pairs["test"].target, pairs["test"].source)
 
 
+def test_no_source_of_tatoeba_is_tested_that_was_learned(monkeypatch):
+    english = [f"line {i}" for i in range(200)]
+    phrases = [f"phrase {i - i % 3 % 2}" for i in range(200)]  # of two sentences, of one, and so on
+    rows = "".join(f"{line}\t{phrase}\n" for line, phrase in zip(english, phrases, strict=True))
+    monkeypatch.setattr(texts, "read_corpus_file", lambda *_: rows)
+    learned = set(load_pairs("tatoeba:fra-eng", "train").source)
+    for split in ("validation", "test"):
+        of_split = [i for i, line in enumerate(english) if texts.split_of(line) == split]
+        kept = [english[i] for i in of_split if phrases[i] not in learned]
+        assert 0 < len(kept) < len(of_split)
+        assert list(load_pairs("tatoeba:fra-eng", split).target) == kept
+        assert list(load_pairs("tatoeba:eng-fra", split).source) == [english[i] for i in of_split]
+
+
 @pytest.mark.slow
 @_needs("tatoeba")
 def test_tatoeba_keeps_an_english_sentence_in_one_split():
     train, test = (load_pairs("tatoeba:fra-eng", split) for split in ("train", "test"))
     assert not set(train.target) & set(test.target)
-    assert len(train) + len(test) + len(load_pairs("tatoeba:fra-eng", "validation")) == 167_130
+    assert not set(train.source) & set(test.source)
+    assert len(train) + len(test) + len(load_pairs("tatoeba:fra-eng", "validation")) == 165_578
+    assert sum(len(load_pairs("tatoeba:eng-fra", split)) for split in texts.SPLITS) == 167_130
 
 
 # ---- dates
