@@ -135,15 +135,6 @@ def evaluation_windows(tokens: np.ndarray, *, batch_size: int, length: int) -> R
     }
 
 
-def pack(documents: Sequence[np.ndarray], separator: int) -> np.ndarray:
-    """Documents one after the other, each with `separator` after it: int32 [sum of lengths + documents].
-
-    An empty document leaves its separator.
-    """
-    end = np.asarray([separator], np.int32)
-    return np.concatenate([part for document in documents for part in (document, end)]).astype(np.int32)
-
-
 # ---- pairs
 
 

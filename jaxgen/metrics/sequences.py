@@ -10,9 +10,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import ArrayLike
-
 
 def perplexity(nats: float, num: float) -> float:
     """exp(nats / num): of a text of `num` tokens, or words, that costs `nats` in all.
@@ -88,16 +85,3 @@ def exact_match(hypotheses: Sequence[str], references: Sequence[str]) -> float:
     """
     _check(hypotheses, references)
     return sum(h == r for h, r in zip(hypotheses, references, strict=True)) / len(hypotheses)
-
-
-def token_accuracy(predicted: ArrayLike, targets: ArrayLike, mask: ArrayLike) -> float:
-    """The share of tokens that are right where `mask` is 1, in [0, 1]; all three of one shape.
-
-    Raises ValueError where shapes differ or no token counts.
-    """
-    predicted, targets, mask = np.asarray(predicted), np.asarray(targets), np.asarray(mask)
-    if not predicted.shape == targets.shape == mask.shape:
-        raise ValueError(f"shapes differ: {predicted.shape}, {targets.shape}, {mask.shape}")
-    if not mask.sum() > 0:
-        raise ValueError("no token counts")
-    return float(((predicted == targets) & (mask > 0)).sum() / (mask > 0).sum())

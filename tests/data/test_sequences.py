@@ -76,11 +76,6 @@ def test_evaluation_sees_every_token_once(num, batch_size, length):
         assert batch["tokens"][1, 0, 0] == batch["tokens"][0, 0, -1] + 1
 
 
-def test_pack_keeps_empty_documents_as_separators():
-    packed = sequences.pack([np.asarray([5, 6]), np.asarray([], int), np.asarray([7])], separator=1)
-    np.testing.assert_array_equal(packed, [5, 6, 1, 1, 7, 1])
-
-
 def _pairs(lengths):
     source = tuple("a" * n for n in lengths)
     return Pairs("test", "train", source, tuple("b" * n for n in lengths))

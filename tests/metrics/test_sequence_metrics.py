@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 
 from jaxgen.metrics import sequences
@@ -45,10 +44,8 @@ def test_chrf_ends():
     )
 
 
-def test_exact_match_and_token_accuracy():
+def test_exact_match():
     assert sequences.exact_match(["a", "b", "c", "d"], ["a", "b", "x", "D"]) == 0.5
-    predicted, targets = np.asarray([[1, 2, 3]]), np.asarray([[1, 0, 3]])
-    assert sequences.token_accuracy(predicted, targets, np.asarray([[1, 1, 0]])) == 0.5
 
 
 @pytest.mark.parametrize("score", [sequences.bleu, sequences.chrf, sequences.exact_match])
@@ -57,10 +54,3 @@ def test_lists_must_match(score):
         score(["a"], [])
     with pytest.raises(ValueError, match="at least one"):
         score([], [])
-
-
-def test_token_accuracy_refuses_nothing_to_count():
-    with pytest.raises(ValueError, match="no token"):
-        sequences.token_accuracy([1], [1], [0])
-    with pytest.raises(ValueError, match="shapes"):
-        sequences.token_accuracy([1], [1], [[0]])
