@@ -25,7 +25,6 @@ from ml_collections import ConfigDict
 from experiments import common
 from experiments.common import Preset, checks, classifying, counting, rows_of
 from jaxgen import pictures, systems
-from jaxgen.data.errors import unknown
 from jaxgen.estimators import families, logistic, naive_bayes
 from jaxgen.estimators.families import Family
 from jaxgen.estimators.logistic import Logistic
@@ -42,6 +41,7 @@ from jaxgen.types import (
     Scores,
     TrainState,
     UserError,
+    unknown,
 )
 
 _SIXTEENTHS = 16

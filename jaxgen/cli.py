@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from jaxgen.recorded import flatten, table
 from jaxgen.replicas import Label
-from jaxgen.types import UserError
+from jaxgen.types import UserError, advice, unknown
 
 # ---- what is said of a mistake
 
@@ -25,17 +25,6 @@ from jaxgen.types import UserError
 def complain(error: Exception) -> None:
     """Says what is wrong on stderr, on one line."""
     print(f"jaxgen: {' '.join(str(error).split())}", file=sys.stderr)
-
-
-def unknown(what: str, name: str, choices: Sequence[str]) -> UserError:
-    """The error for a `name` that is none of `choices`; `what` says what is being named."""
-    return UserError(f"unknown {what} {name!r}: {advice(name, choices)}")
-
-
-def advice(name: str, choices: Sequence[str]) -> str:
-    """'did you mean X?', or the choices where none is near."""
-    near = difflib.get_close_matches(name, choices, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(choices)}"
 
 
 class Choice(flags.EnumParser):

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from jaxgen import cli, loop, session, sharding
 from jaxgen.recorded import table
-from jaxgen.types import Experiment, PyTree, UserError
+from jaxgen.types import Experiment, PyTree, UserError, unknown
 
 CHIP_COUNTS = (1, 8, 64, 512)
 
@@ -87,7 +87,7 @@ CHIPS = {
 def chip_named(name: str) -> Chip:
     """The chip of that name; UserError with a suggestion where there is none."""
     if name not in CHIPS:
-        raise cli.unknown("chip", name, tuple(CHIPS))
+        raise unknown("chip", name, tuple(CHIPS))
     return CHIPS[name]
 
 

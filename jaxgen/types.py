@@ -7,7 +7,8 @@ callables, so each layer can be tested alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -23,6 +24,17 @@ Metrics: TypeAlias = Mapping[str, "Mean"]
 
 class UserError(Exception):
     """A mistake that the user can mend: shown as one sentence, without a traceback, with exit status 2."""
+
+
+def unknown(what: str, name: str, choices: Sequence[str]) -> UserError:
+    """The error for a `name` that is none of `choices`; `what` says what is being named."""
+    return UserError(f"unknown {what} {name!r}: {advice(name, choices)}")
+
+
+def advice(name: str, choices: Sequence[str]) -> str:
+    """'did you mean X?', or the choices where none is near."""
+    near = difflib.get_close_matches(name, choices, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(choices)}"
 
 
 @jax.tree_util.register_dataclass

@@ -11,8 +11,7 @@ from ml_collections import ConfigDict
 
 from experiments import common
 from jaxgen import data, optim
-from jaxgen.data.errors import unknown
-from jaxgen.types import LossFn, System, UserError
+from jaxgen.types import LossFn, System, UserError, unknown
 
 
 def _value(config: ConfigDict, field: str) -> Any:

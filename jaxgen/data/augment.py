@@ -7,8 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from jaxgen.data.errors import unknown
-from jaxgen.types import UserError
+from jaxgen.types import UserError, unknown
 
 # (generator, B) -> draws [B, ...]
 Draw: TypeAlias = Callable[[np.random.Generator, int], np.ndarray]

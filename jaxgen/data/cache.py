@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from jaxgen.data.errors import note
+from jaxgen.data.notes import note
 from jaxgen.data.source import Source
 from jaxgen.types import UserError
 

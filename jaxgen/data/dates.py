@@ -10,9 +10,8 @@ import datetime
 
 import numpy as np
 
-from jaxgen.data.errors import unknown
 from jaxgen.data.texts import SPLITS, Pairs, split_of
-from jaxgen.types import UserError
+from jaxgen.types import UserError, unknown
 
 LOCALES = (
     *("en_US", "en_GB", "de", "fr", "es", "it", "pt", "nl", "sv", "da", "pl"),

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.data.errors import unknown
 from jaxgen.data.fingerprint import held_out
 from jaxgen.data.originals import split_text
 from jaxgen.data.source import Source
-from jaxgen.types import UserError
+from jaxgen.types import UserError, unknown
 
 
 def load_npz(path: str, split: str) -> Source:

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from jaxgen.data.errors import unknown
 from jaxgen.data.fingerprint import held_out
 from jaxgen.data.source import Source
-from jaxgen.types import UserError
+from jaxgen.types import UserError, unknown
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 

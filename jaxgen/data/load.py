@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from jaxgen.data import cifar10_30k, tfds_builders
-from jaxgen.data.errors import unknown
 from jaxgen.data.files import load_npz, load_text
 from jaxgen.data.folder import load_folder
 from jaxgen.data.source import Source
+from jaxgen.types import unknown
 
 IN_MEMORY_BYTES = 8 * 2**30  # above this, a folder of images is read while training
 

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen.data.errors import unknown
 from jaxgen.data.source import Source
 from jaxgen.data.texts import split_of
-from jaxgen.types import UserError
+from jaxgen.types import UserError, unknown
 
 _SALTS = {"train": 1, "test": 2}
 

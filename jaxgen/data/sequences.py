@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxgen.data.errors import note
+from jaxgen.data.notes import note
 from jaxgen.data.stream import _rows_of_process
 from jaxgen.data.texts import Pairs
 from jaxgen.data.tokenizers import Tokenizer

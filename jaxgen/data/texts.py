@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxgen.data import originals
-from jaxgen.data.errors import note, unknown
 from jaxgen.data.load import load_source
-from jaxgen.types import UserError
+from jaxgen.data.notes import note
+from jaxgen.types import UserError, unknown
 
 SPLITS = ("train", "validation", "test")
 

@@ -20,7 +20,7 @@ import numpy as np
 import PIL.Image
 
 from jaxgen.data import cache, cifar10_30k, originals
-from jaxgen.data.errors import note
+from jaxgen.data.notes import note
 from jaxgen.data.source import Source
 from jaxgen.types import UserError
 

@@ -26,8 +26,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from jaxgen.data import cache
-from jaxgen.data.errors import unknown
-from jaxgen.types import UserError
+from jaxgen.types import UserError, unknown
 
 Kind = Literal["byte", "char", "word", "bpe", "unigram"]
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"

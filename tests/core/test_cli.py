@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jaxgen import cli, recorded
 from jaxgen.run import define_flags
-from jaxgen.types import UserError
+from jaxgen.types import UserError, advice
 
 SMOKE = "--config=experiments/ddpm.py:smoke"
 
@@ -151,7 +151,7 @@ def test_overrides_of_no_field(override, says):
     ],
 )
 def test_advice(word, choices, says):
-    assert cli.advice(word, choices) == says
+    assert advice(word, choices) == says
 
 
 # ---- experiment files
