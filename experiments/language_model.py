@@ -162,7 +162,7 @@ PRESETS = {
     "ptb_lstm_small": Preset(
         "2 CPU cores",
         60,
-        "test perplexity 115.3 (Zaremba et al. 2014: 114.5)",
+        "test perplexity 115.2 (Zaremba et al. 2014: 114.5)",
         _zaremba(
             width=200,
             length=20,
