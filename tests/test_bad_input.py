@@ -378,7 +378,6 @@ OTHERS = [
     ("word2vec", "data.source=file data.path={tmp}/latin1.txt", "latin1.txt is not UTF-8 text"),
     ("word2vec", "data.source=file data.path={tmp}/empty.txt", "has no words; give a text file."),
     ("word2vec", "data.source=wiki", "The text wiki is not at"),
-    ("word2vec", "data.path={tmp}/empty.txt", "empty.txt is read only where data.source=file"),
     ("cooccurrence", "model.matrix=ppmi2", "unknown model.matrix 'ppmi2': did you mean 'ppmi'?"),
     ("cooccurrence", "data.source=file data.path={tmp}", "is no text file."),
     ("hypernyms", "data.source=planed", "data.source=planed is none of planted, zh,"),
