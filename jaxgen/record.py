@@ -1,7 +1,4 @@
-"""What a run writes as it goes: its manifest, its curves, its progress bar.
-
-This is also the one door to the files of a workdir (`workdir.py`) and to recorded runs (`recorded.py`).
-"""
+"""What a run writes as it goes: its manifest, its curves, its progress bar."""
 
 from __future__ import annotations
 
@@ -24,33 +21,9 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxgen import __version__
-from jaxgen.recorded import compare, record_run, score_table
 from jaxgen.tensorboard import EventFile
 from jaxgen.types import UserError
-from jaxgen.workdir import (
-    append,
-    plain,
-    read_json,
-    read_metrics,
-    read_result,
-    truncate_metrics,
-    write_json,
-    write_result,
-    writing,
-)
-
-__all__ = [
-    "Recorder",
-    "compare",
-    "manifest",
-    "read_json",
-    "read_metrics",
-    "read_result",
-    "record_run",
-    "score_table",
-    "write_json",
-    "write_result",
-]
+from jaxgen.workdir import append, plain, truncate_metrics, writing
 
 _PACKAGES = (
     *("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),

@@ -35,7 +35,7 @@ ALLOWED = {
     "tensorboard": {"types", "workdir"},
     "pictures": {"types", "workdir"},
     "recorded": {"types", "workdir"},
-    "record": {"types", "workdir", "tensorboard", "recorded"},
+    "record": {"types", "workdir", "tensorboard"},
     "report": {"types", "workdir", "pictures", "recorded"},
     "replicas": {"types", "sharding"},
     "loop": {"types", "checkpoint", "data", "sharding", "record", "replicas"},

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from jaxgen import record
+from jaxgen import workdir as files
 from jaxgen.types import UserError
 
 
@@ -75,7 +76,7 @@ def test_log_writes_a_line_of_json_and_tensorboard_scalars(tmp_path):
         (2, "bits"),
         (2, "top"),
     ]
-    curves = record.read_metrics(tmp_path)
+    curves = files.read_metrics(tmp_path)
     assert curves["train/loss"] == [(1, 0.5), (2, 0.25)]
     assert math.isnan(curves["bits"][0][1])
 
@@ -83,7 +84,7 @@ def test_log_writes_a_line_of_json_and_tensorboard_scalars(tmp_path):
 def test_lines_are_on_disk_before_the_run_ends(tmp_path):
     with recorder(tmp_path) as r:
         r.log(1, {"loss": 0.5})
-        assert record.read_metrics(tmp_path) == {"loss": [(1, 0.5)]}
+        assert files.read_metrics(tmp_path) == {"loss": [(1, 0.5)]}
 
 
 def test_a_metric_called_step_is_refused(tmp_path):
@@ -99,7 +100,7 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
         file.write(b'{"step": 6, "lo')  # killed while writing
     with recorder(tmp_path, start_step=3) as r:
         r.log(4, {"loss": 40.0})
-    assert record.read_metrics(tmp_path) == {"loss": [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]}
+    assert files.read_metrics(tmp_path) == {"loss": [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]}
     # Two files within one second keep apart, and TensorBoard shows the same curve.
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     assert tensorboard_scalars(tmp_path) == [(s, "loss", float(s)) for s in range(4)] + [(4, "loss", 40.0)]
@@ -120,7 +121,7 @@ def test_resuming_removes_damaged_lines_and_says_so(tmp_path, capsys):
     path.write_bytes(b'{"step": 1, "loss": 1.0}\n{"step": 2, "lo\n{"step": 2, "loss": 2.0}')  # no line end
     with recorder(tmp_path, start_step=2) as r:
         r.log(3, {"loss": 3.0})
-    assert record.read_metrics(tmp_path) == {"loss": [(1, 1.0), (2, 2.0), (3, 3.0)]}
+    assert files.read_metrics(tmp_path) == {"loss": [(1, 1.0), (2, 2.0), (3, 3.0)]}
     assert "1 damaged line" in capsys.readouterr().err
 
 
@@ -173,7 +174,7 @@ def test_a_full_disk_stops_the_run_with_one_sentence(tmp_path, full):
         r.log(2, {"loss": 1.0})
     assert r._file.closed
     assert r._events._file.closed
-    assert record.read_metrics(tmp_path)["loss"][0] == (1, 1.0)
+    assert files.read_metrics(tmp_path)["loss"][0] == (1, 1.0)
 
 
 def test_a_workdir_that_is_a_file(tmp_path):
@@ -206,8 +207,8 @@ def test_manifest_says_what_ran_where(tmp_path):
     assert facts["cpu"]
     age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(facts["started"])
     assert datetime.timedelta(0) <= age < datetime.timedelta(minutes=1)
-    record.write_json(tmp_path / "manifest.json", facts)
-    assert record.read_json(tmp_path / "manifest.json") == facts
+    files.write_json(tmp_path / "manifest.json", facts)
+    assert files.read_json(tmp_path / "manifest.json") == facts
 
 
 def test_manifest_digest_is_of_the_content_not_of_its_order():

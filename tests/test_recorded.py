@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxgen import record, recorded
+from jaxgen import workdir as files
 from jaxgen.types import Score, UserError
 
 CONFIG = {"optim": {"learning_rate": 0.001}, "model": {"channels": [1, 2]}, "data_dir": None}
@@ -23,15 +24,15 @@ def make_run(
 ):
     """A run whose loss is scale * exp(-step / 300) + 0.1 with noise of standard deviation 0.003."""
     rng = np.random.default_rng(seed)
-    record.write_json(workdir / "config.json", config)
+    files.write_json(workdir / "config.json", config)
     facts = {"experiment": "ddpm", "preset": "smoke", "seed": 0, "device_kind": "cpu", "device_count": 1}
-    record.write_json(workdir / "manifest.json", {**facts, "packages": {"jax": "0.10.2"}, **manifest})
+    files.write_json(workdir / "manifest.json", {**facts, "packages": {"jax": "0.10.2"}, **manifest})
     with record.Recorder(workdir, start_step=0, num_steps=1000, show_progress=False) as r:
         for step in steps:
             loss = scale * math.exp(-step / 300) + 0.1 + 0.003 * rng.normal()
             r.log(step, {"loss": loss, "steps_per_second": 100.0 * rng.random()}, prefix="train/")
     if scores:
-        record.write_result(workdir, scores)
+        files.write_result(workdir, scores)
     return workdir
 
 
@@ -39,20 +40,20 @@ def test_record_has_config_manifest_curve_scores_and_picture(tmp_path):
     run = make_run(tmp_path / "run")
     (run / "samples").mkdir()
     (run / "samples" / "samples.png").write_bytes(b"picture")
-    path = record.record_run(run, tmp_path / "results", name="ddpm_smoke", tag="h100")
+    path = recorded.record_run(run, tmp_path / "results", name="ddpm_smoke", tag="h100")
     assert path == tmp_path / "results" / "ddpm_smoke_h100.json"
     content = json.loads(path.read_text())
     assert content.keys() == {"config", "manifest", "curve", "scores"}
     assert content["config"] == CONFIG
     assert content["scores"]["frechet"]["reference_source"] == "the floor"
-    whole = record.read_metrics(run)["train/loss"]
+    whole = files.read_metrics(run)["train/loss"]
     assert [step for step, _ in content["curve"]["train/loss"]] == [step for step, _ in whole]
     # Six digits: a relative error of at most 5e-6.
     np.testing.assert_allclose(content["curve"]["train/loss"], whole, rtol=5e-6)
     assert path.with_suffix(".png").read_bytes() == b"picture"
 
     (run / "samples" / "samples.png").unlink()
-    record.record_run(run, tmp_path / "results", name="ddpm_smoke", tag="h100")
+    recorded.record_run(run, tmp_path / "results", name="ddpm_smoke", tag="h100")
     assert not path.with_suffix(".png").exists()  # the old picture is not this record's
 
 
@@ -64,10 +65,10 @@ def test_a_record_stays_small(tmp_path, num_curves):
         for step in range(1000):
             values = {f"train/metric_number_{i}": x for i, x in enumerate(rng.normal(size=num_curves))}
             file.write(json.dumps({"step": step, **values}) + "\n")
-    path = record.record_run(run, tmp_path, name="big")
+    path = recorded.record_run(run, tmp_path, name="big")
     assert path.stat().st_size < 200_000
     curves = json.loads(path.read_text())["curve"]
-    whole = record.read_metrics(run)
+    whole = files.read_metrics(run)
     assert curves.keys() == whole.keys()
     for name, curve in curves.items():
         assert 5 <= len(curve) <= 200
@@ -81,7 +82,7 @@ def test_too_many_curves_are_refused(tmp_path):
     line = {"step": 1, **{f"{'x' * 60}{i}": 1.0 for i in range(3000)}}
     (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(UserError, match="log fewer metrics"):
-        record.record_run(run, tmp_path, name="big")
+        recorded.record_run(run, tmp_path, name="big")
     assert not (tmp_path / "big.json").exists()
 
 
@@ -113,7 +114,7 @@ def test_private_paths_are_taken_out(tmp_path, monkeypatch):
         "--data_dir=/mnt/customer/a b",
     ]
     make_run(run, config=config, command=command)
-    path = record.record_run(run, tmp_path / "results", name="x")
+    path = recorded.record_run(run, tmp_path / "results", name="x")
     text = path.read_text()
     for private in ("alice", "secret", "customer", str(tmp_path), str(Path.cwd())):
         assert private not in text
@@ -130,7 +131,7 @@ def test_private_paths_are_taken_out(tmp_path, monkeypatch):
         "--workdir=<workdir>",
     ]
     # What is left out of the record is left out of the comparison as well.
-    assert "Config: no differences." in record.compare(run, path)
+    assert "Config: no differences." in recorded.compare(run, path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "manifest.json", "result.json"])
@@ -138,17 +139,17 @@ def test_an_unfinished_run_cannot_be_recorded(tmp_path, name):
     run = make_run(tmp_path / "run")
     (run / name).unlink()
     with pytest.raises(UserError, match=name):
-        record.record_run(run, tmp_path, name="x")
+        recorded.record_run(run, tmp_path, name="x")
     assert not (tmp_path / "x.json").exists()
 
 
 def test_a_record_cannot_escape_its_folder(tmp_path):
     with pytest.raises(UserError, match="cannot name"):
-        record.record_run(make_run(tmp_path / "run"), tmp_path, name="../x")
+        recorded.record_run(make_run(tmp_path / "run"), tmp_path, name="../x")
 
 
 def test_score_table_is_aligned():
-    text = record.score_table({**SCORES, "ppl": Score(12345.6, "", 2, False, 0.001, "x")})
+    text = recorded.score_table({**SCORES, "ppl": Score(12345.6, "", 2, False, 0.001, "x")})
     assert text == (
         "metric     value  unit                  n  better  reference  source\n"
         "frechet        5  squared distance  1,000  ↓             4.5  the floor\n"
@@ -168,11 +169,11 @@ def test_numbers_for_people(value, text):
 
 @pytest.fixture
 def reference(tmp_path):
-    return record.record_run(make_run(tmp_path / "reference"), tmp_path, name="ddpm_smoke")
+    return recorded.record_run(make_run(tmp_path / "reference"), tmp_path, name="ddpm_smoke")
 
 
 def test_the_same_settings_with_other_noise_are_in_line(tmp_path, reference):
-    text = record.compare(make_run(tmp_path / "run", seed=1), reference)
+    text = recorded.compare(make_run(tmp_path / "run", seed=1), reference)
     assert "Config: no differences." in text
     assert "train/loss: in line;" in text
     assert "train/steps_per_second: not judged" in text
@@ -183,7 +184,7 @@ def test_the_same_settings_with_other_noise_are_in_line(tmp_path, reference):
 def test_a_wrong_loss_is_seen_in_a_run_that_has_just_begun(tmp_path, reference):
     """Twice the loss, a sixth of the steps, logged at other steps, not evaluated yet."""
     run = make_run(tmp_path / "run", scale=2.0, steps=range(7, 171, 14), scores=None)
-    text = record.compare(run, reference)
+    text = recorded.compare(run, reference)
     assert "Your run has reached step 161 of the recorded 1,000" in text
     line = next(line for line in text.splitlines() if line.startswith("train/loss: NOT in line;"))
     # Over the second half, steps 91 to 161, 2 e + 0.1 against e + 0.1 with e from 0.74 to 0.58: 87 % higher.
@@ -228,12 +229,12 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path, reference):
     run = make_run(tmp_path / "run", steps=range(10, 31, 10))
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 40, "train/loss": "NaN"}\n')
-    assert "train/loss: yours is not finite at step 40." in record.compare(run, reference)
+    assert "train/loss: yours is not finite at step 40." in recorded.compare(run, reference)
 
 
 def test_config_differences_are_listed(tmp_path, reference):
     config = {"optim": {"learning_rate": 0.002}, "model": {"channels": (1, 2), "depth": {}}, "data_dir": None}
-    text = record.compare(make_run(tmp_path / "run", config=config), reference)
+    text = recorded.compare(make_run(tmp_path / "run", config=config), reference)
     lines = text.split("Config differences:\n")[1].split("\n\n")[0].splitlines()
     assert [line.split() for line in lines] == [
         ["field", "yours", "recorded"],
@@ -246,10 +247,10 @@ def test_what_the_scores_were_measured_with_is_compared(tmp_path):
     config = {"experiment": "ddpm.py", "config": {"sampling": {"num_steps": 1000}}}
     evaluated = {"checkpoint": "best", "step": 500, "config": {"sampling.num_steps": 20}}
     run = make_run(tmp_path / "run", config=config, evaluated=evaluated)
-    path = record.record_run(run, tmp_path, name="other")
+    path = recorded.record_run(run, tmp_path, name="other")
     assert json.loads(path.read_text())["manifest"]["evaluated"] == evaluated
-    assert "Config: no differences." in record.compare(run, path)
-    text = record.compare(make_run(tmp_path / "usual", config=config), path)
+    assert "Config: no differences." in recorded.compare(run, path)
+    text = recorded.compare(make_run(tmp_path / "usual", config=config), path)
     lines = text.split("Config differences:\n")[1].split("\n\n")[0].splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["config.sampling.num_steps", "1000", "20"],
@@ -305,6 +306,6 @@ def test_other_units_have_no_verdict(mine, theirs, comparable):
 def test_a_foreign_record_is_one_sentence(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match="not a recorded run"):
-        record.compare(make_run(tmp_path / "run"), tmp_path / "x.json")
+        recorded.compare(make_run(tmp_path / "run"), tmp_path / "x.json")
     with pytest.raises(UserError, match="does not exist"):
-        record.compare(make_run(tmp_path / "run"), tmp_path / "y.json")
+        recorded.compare(make_run(tmp_path / "run"), tmp_path / "y.json")

@@ -13,6 +13,7 @@ import pytest
 from browser import CHROMIUM, Browser
 
 from jaxgen import pictures, record, report
+from jaxgen import workdir as files
 from jaxgen.report import write_report
 from jaxgen.types import Score, UserError
 
@@ -22,7 +23,7 @@ HOSTILE = "<script>document.title='owned'</script><img src=https://example.org/x
 def make_run(workdir):
     rng = np.random.default_rng(0)
     config = {"optim": {"learning_rate": 1e-3}, "note": HOSTILE, HOSTILE: [1, None]}
-    record.write_json(workdir / "config.json", config)
+    files.write_json(workdir / "config.json", config)
     command = ["python", "-m", "jaxgen.run", "--config=experiments/ddpm.py:digits", f"--note={HOSTILE}"]
     facts = record.manifest(
         config=config,
@@ -32,7 +33,7 @@ def make_run(workdir):
         data_fingerprints={"digits": "ab"},
         command=command,
     )
-    record.write_json(workdir / "manifest.json", {**facts, "started": "2026-01-02T03:04:05+00:00"})
+    files.write_json(workdir / "manifest.json", {**facts, "started": "2026-01-02T03:04:05+00:00"})
     with record.Recorder(workdir, start_step=0, num_steps=300, show_progress=False) as r:
         for step in range(1, 301):
             loss = math.exp(-step / 60) + 0.01 + 0.002 * rng.random()
@@ -47,7 +48,7 @@ def make_run(workdir):
     for step in range(100, 1100, 100):
         pictures.save_image_grid(workdir / "samples" / f"step_{step}" / "samples.png", images, scale=1)
     (workdir / "samples" / "broken.png").write_bytes(b"not a picture")
-    record.write_result(
+    files.write_result(
         workdir,
         {
             "frechet_distance": Score(

@@ -11,15 +11,15 @@ import ml_collections
 import numpy as np
 import pytest
 
-from jaxgen import record, workdir
+from jaxgen import workdir
 from jaxgen.types import Score, UserError
 
 
 def test_json_is_sorted_indented_and_read_back(tmp_path):
     path = tmp_path / "new" / "x.json"
-    record.write_json(path, {"b": [1, 2.5, None], "a": {"z": True, "y": "é<"}})
+    workdir.write_json(path, {"b": [1, 2.5, None], "a": {"z": True, "y": "é<"}})
     assert path.read_text() == '{\n  "a": {\n    "y": "é<",\n    "z": true\n  },\n  "b": [1, 2.5, null]\n}\n'
-    assert record.read_json(path) == {"a": {"y": "é<", "z": True}, "b": [1, 2.5, None]}
+    assert workdir.read_json(path) == {"a": {"y": "é<", "z": True}, "b": [1, 2.5, None]}
     assert [entry.name for entry in path.parent.iterdir()] == ["x.json"]  # no temporary file is left
 
 
@@ -49,13 +49,13 @@ def test_everything_with_a_json_form_is_taken(tmp_path):
         "7": ["a", "b"],
     }
     with pytest.raises(TypeError, match="no JSON form"):
-        record.write_json(tmp_path / "x.json", {"f": print})
+        workdir.write_json(tmp_path / "x.json", {"f": print})
     assert not (tmp_path / "x.json").exists()
 
 
 def test_non_finite_floats_are_strings_in_valid_json(tmp_path):
     path = tmp_path / "x.json"
-    record.write_json(path, {"x": [math.nan, math.inf, -math.inf, np.float32("nan")]})
+    workdir.write_json(path, {"x": [math.nan, math.inf, -math.inf, np.float32("nan")]})
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
@@ -68,8 +68,8 @@ def test_non_finite_floats_are_strings_in_valid_json(tmp_path):
 
 def test_bytes_that_are_no_utf8_are_written(tmp_path):
     argument = os.fsdecode(b"--workdir=runs/\x80")  # as sys.argv has it
-    record.write_json(tmp_path / "x.json", [argument])
-    assert record.read_json(tmp_path / "x.json") == [argument]
+    workdir.write_json(tmp_path / "x.json", [argument])
+    assert workdir.read_json(tmp_path / "x.json") == [argument]
 
 
 def _refusing(code):
@@ -85,33 +85,33 @@ def _refusing(code):
 )
 def test_a_refusing_disk_leaves_the_old_file(tmp_path, monkeypatch, code, words):
     path = tmp_path / "x.json"
-    record.write_json(path, {"old": 1})
+    workdir.write_json(path, {"old": 1})
     monkeypatch.setattr(os, "fsync", _refusing(code))
     with pytest.raises(UserError, match=words) as caught:
-        record.write_json(path, {"new": 2})
+        workdir.write_json(path, {"new": 2})
     assert "\n" not in str(caught.value)
-    assert record.read_json(path) == {"old": 1}
+    assert workdir.read_json(path) == {"old": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_a_file_where_a_folder_is_needed(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match="another workdir"):
-        record.write_json(tmp_path / "run" / "config.json", {})
+        workdir.write_json(tmp_path / "run" / "config.json", {})
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe", b"\x00" * 10])
 def test_damaged_json_is_one_sentence(tmp_path, content):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(UserError, match="not valid JSON"):
-        record.read_json(tmp_path / "x.json")
+        workdir.read_json(tmp_path / "x.json")
 
 
 def test_missing_json_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        record.read_json(tmp_path / "x.json")
+        workdir.read_json(tmp_path / "x.json")
     with pytest.raises(UserError, match="cannot be read"):
-        record.read_json(tmp_path)
+        workdir.read_json(tmp_path)
 
 
 def test_curves_merge_lines_and_the_later_value_counts(tmp_path):
@@ -119,11 +119,11 @@ def test_curves_merge_lines_and_the_later_value_counts(tmp_path):
         '{"step": 2, "loss": 3.0}\n{"step": 1, "loss": 4.0, "x": "NaN"}\n'
         '{"step": 2, "loss": 2.5, "y": "-Infinity"}\n'
     )
-    curves = record.read_metrics(tmp_path)
+    curves = workdir.read_metrics(tmp_path)
     assert curves["loss"] == [(1, 4.0), (2, 2.5)]
     assert curves["y"] == [(2, -math.inf)]
     assert math.isnan(curves["x"][0][1])
-    assert record.read_metrics(tmp_path / "nothing") == {}
+    assert workdir.read_metrics(tmp_path / "nothing") == {}
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,10 @@ def test_a_torn_last_line_is_passed_over_and_one_before_it_is_not(tmp_path, torn
     good = b'{"step": 1, "loss": 4.0}\n'
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(good + torn + end)
-    assert record.read_metrics(tmp_path) == {"loss": [(1, 4.0)]}
+    assert workdir.read_metrics(tmp_path) == {"loss": [(1, 4.0)]}
     path.write_bytes(good + torn + b"\n" + good)
     with pytest.raises(UserError, match=r"Line 2 of .*metrics\.jsonl is damaged"):
-        record.read_metrics(tmp_path)
+        workdir.read_metrics(tmp_path)
 
 
 def test_thin_keeps_ends_extremes_and_the_first_non_finite_point():
@@ -164,7 +164,7 @@ SCORES = {
 
 
 def test_scores_are_read_back_in_their_order(tmp_path):
-    record.write_result(tmp_path, SCORES)
+    workdir.write_result(tmp_path, SCORES)
     raw = json.loads((tmp_path / "result.json").read_text())
     assert raw["frechet_distance"] == {
         "value": 5.25,
@@ -174,7 +174,7 @@ def test_scores_are_read_back_in_their_order(tmp_path):
         "reference": 4.5,
         "reference_source": "Heusel et al. 2017",
     }
-    read = record.read_result(tmp_path)
+    read = workdir.read_result(tmp_path)
     assert list(read) == list(SCORES)
     assert read["accuracy"] == SCORES["accuracy"]
     assert math.isnan(read["broken"].value)
@@ -184,4 +184,4 @@ def test_scores_are_read_back_in_their_order(tmp_path):
 def test_a_foreign_result_is_one_sentence(tmp_path, content):
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(UserError, match="holds no scores"):
-        record.read_result(tmp_path)
+        workdir.read_result(tmp_path)
