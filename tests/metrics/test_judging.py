@@ -13,6 +13,7 @@ from command import ROOT, environment
 from inception_weights import write_blank_weights
 from ml_collections import ConfigDict
 
+from experiments import gan, pca
 from experiments.common import generating, judging
 from jaxgen import data, sharding
 from jaxgen.interop import inception
@@ -150,6 +151,32 @@ def test_a_batch_that_came_out_short_is_noticed():
     ):
         generating.sample_scores(mock.Mock(), {}, judge, config, sharding.make_mesh())
     judge.scores.assert_not_called()
+
+
+def _scores_after_a_step(module, tmp_path, train, test):
+    """Of an experiment's smoke preset on these images, nobody judging."""
+    path, label = tmp_path / "images.npz", np.zeros(len(train), np.int32)
+    np.savez(path, image=train, label=label, test_image=test, test_label=np.zeros(len(test), np.int32))
+    config = module.get_config("smoke")
+    config.data.source, config.evaluation.classifier = f"npz:{path}", ""
+    experiment = module.build(config, sharding.make_mesh())
+    batch = experiment.train_batch(0)
+    state = jax.jit(experiment.system.init)(jax.random.key(0), batch)
+    return experiment.evaluate(jax.jit(experiment.system.step)(state, batch)[0], {})
+
+
+def test_the_gans_discriminator_counts_the_training_images_it_saw(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 1), dtype=np.uint8)
+    scores = _scores_after_a_step(gan, tmp_path, images[:20], images[20:])
+    counts = {name: score.n for name, score in scores.items()}
+    assert counts["discriminator_on_held_out"] == counts["discriminator_on_samples"] == 30
+    assert counts["discriminator_on_training"] == 20
+
+
+def test_images_that_are_all_one_have_no_variance_to_explain(tmp_path):
+    scores = _scores_after_a_step(pca, tmp_path, *np.full((2, 20, 8, 8, 1), 77, np.uint8))
+    assert set(scores) == {"reconstruction_error"}
+    assert scores["reconstruction_error"].value == pytest.approx(0.0, abs=1e-10)
 
 
 def test_the_classifier_eye_has_the_classifiers_features_and_logits():
