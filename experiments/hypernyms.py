@@ -115,7 +115,7 @@ def load_pairs(source: str, *, unit_length: bool) -> Pairs:
         pairs, label, vectors = _chinese()
     elif name == "wordnet" and detail:
         file = _file("wordnet-noun-hypernyms.tsv.gz")
-        rows = [line.rstrip("\n").split("\t") for line in word_vectors.lines_of(file)]
+        rows = [line.rstrip("\n").split("\t") for line in word_vectors.packed_lines(file)]
         known = {(row[0], row[1]) for row in rows[1:]}
         true = [(row[0], row[1]) for row in rows[1:] if row[3:] == ["1", "1"]]
         vectors = _vectors(detail)
@@ -161,7 +161,7 @@ def _vectors(name: str) -> dict[str, np.ndarray]:
 
 
 def _chinese() -> tuple[list[tuple[str, str]], list[bool], dict[str, np.ndarray]]:
-    fields = [line.split() for line in word_vectors.lines_of(_file("zh-wang2017.vectors50.txt.xz"))]
+    fields = [line.split() for line in word_vectors.packed_lines(_file("zh-wang2017.vectors50.txt.xz"))]
     vectors = {row[0]: np.asarray(row[1:], np.float32) for row in fields if len(row) == 51}
     lines = [
         line.split("\t")

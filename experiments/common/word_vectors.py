@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import contextlib
 import gzip
 import hashlib
 import lzma
@@ -12,13 +11,13 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from jaxgen.data.cache import cache_dir, cannot_write, write_text
+from jaxgen.data.cache import cache_dir, write_text
 from jaxgen.estimators import linear
 from jaxgen.interop.word2vec import write_word2vec
 from jaxgen.metrics import words as judges
@@ -89,7 +88,7 @@ def text_file(source: str, path: str, lowercase: bool) -> Path:
         text = _python_documentation()
         text = text.lower() if lowercase else text
         if not made.is_file() or made.read_text(encoding="utf-8") != text:
-            write_text(made, text)
+            write_text(made, [text])
         return made
     folder = os.environ.get("JAXGEN_DATA_DIR", "")
     packed = Path(folder) / "wiki100m" / "enwiki_100m.txt.bz2"
@@ -100,12 +99,11 @@ def text_file(source: str, path: str, lowercase: bool) -> Path:
         )
     made = texts / "enwiki_100m.txt"
     if not made.is_file():
-        with written_aside(made) as file:
-            file.writelines(lines_of(packed))
+        write_text(made, packed_lines(packed))
     return made
 
 
-def lines_of(path: Path) -> Iterator[str]:
+def packed_lines(path: Path) -> Iterator[str]:
     """The lines, with their ends, of a .gz, .bz2 or .xz file of UTF-8; UserError where it is damaged."""
     opens: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     try:
@@ -113,22 +111,6 @@ def lines_of(path: Path) -> Iterator[str]:
             yield from file
     except (OSError, EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged or cannot be read ({error}): get it again.") from error
-
-
-@contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[TextIO]:
-    """A UTF-8 text file in the cache that appears under `path` once it is whole."""
-    temporary = path.with_suffix(f".{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
-        temporary.replace(path)
-    except OSError as error:
-        raise cannot_write(path.parent, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _lowered(path: Path) -> Path:
@@ -142,9 +124,8 @@ def _lowered(path: Path) -> Path:
     made = cache_dir() / "texts" / f"{_name_of(path)}_{status.st_size}_{status.st_mtime_ns}.txt"
     if not made.is_file():
         try:
-            with path.open(encoding="utf-8") as text, written_aside(made) as file:
-                while piece := text.read(1 << 22):
-                    file.write(piece.lower())
+            with path.open(encoding="utf-8") as text:
+                write_text(made, (piece.lower() for piece in iter(lambda: text.read(1 << 22), "")))
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text: save it as UTF-8.") from error
     return made
@@ -194,7 +175,7 @@ def judged_pairs(files: Iterable[Path]) -> tuple[list[tuple[str, str]], list[boo
     """Pairs of nouns of Shwartz, Santus & Schlechtweg 2017, and whether the second is a hypernym."""
     pairs, label = [], []
     for path in files:
-        for line in lines_of(path):
+        for line in packed_lines(path):
             x, y, is_a, _ = line.split("\t")
             if x.endswith("-n") and y.endswith("-n"):
                 pairs.append((x[:-2], y[:-2]))

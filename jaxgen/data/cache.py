@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,11 +44,11 @@ def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, pieces: Iterable[str]) -> None:
     """A text file in the cache, whole or not at all. Raises UserError where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, lambda file: file.write(text.encode()))
+        _write(path, lambda file: file.writelines(piece.encode() for piece in pieces))
     except OSError as error:
         raise cannot_write(path.parent, error) from error
 

@@ -191,41 +191,18 @@ def write_corpus(
     written is none, and processes that encode the same text at once do not harm each other.
     """
     directory = Path(directory).expanduser()
-    num_tokens, num_starts, last = 0, 1, 0
-    token_digest, start_digest = hashlib.sha256(), hashlib.sha256()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix=".encoding-") as folder:
             part = Path(folder)
-            with (part / "tokens.i32").open("wb") as tokens, (part / "starts.i64").open("wb") as starts:
-
-                def append(ends: np.ndarray) -> None:
-                    nonlocal num_starts, last
-                    ends = np.unique(ends)
-                    ends = ends[ends > last]
-                    if len(ends):
-                        num_starts, last = num_starts + len(ends), int(ends[-1])
-                    data = ends.astype("<i8").tobytes()
-                    start_digest.update(data)
-                    starts.write(data)
-
-                first = np.zeros(1, "<i8").tobytes()
-                start_digest.update(first)
-                starts.write(first)
-                for block, ends in blocks:
-                    data = block.astype("<i4").tobytes()
-                    token_digest.update(data)
-                    tokens.write(data)
-                    append(num_tokens + np.asarray(ends, np.int64))
-                    num_tokens += len(block)
-                append(np.asarray([num_tokens], np.int64))
+            num_tokens, num_starts, token_digest, start_digest = _write_streams(part, blocks)
             if not num_tokens:
                 raise UserError("no word of the text is in the vocabulary; choose another one.")
             lines = [
                 f"{word} {count}\n" for word, count in zip(vocabulary.words, vocabulary.counts, strict=True)
             ]
             (part / "vocabulary.txt").write_text("".join(lines), encoding="utf-8", newline="\n")
-            digests = (token_digest.hexdigest(), start_digest.hexdigest(), _vocabulary_digest(vocabulary))
+            digests = (token_digest, start_digest, _vocabulary_digest(vocabulary))
             description = {
                 "format": _FORMAT,
                 "num_tokens": num_tokens,
@@ -244,6 +221,37 @@ def write_corpus(
     except OSError as error:
         raise UserError(f"{directory} cannot be written: {error.strerror or error}") from error
     return open_corpus(directory)
+
+
+def _write_streams(
+    directory: Path, blocks: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> tuple[int, int, str, str]:
+    """Writes tokens.i32 and starts.i64; returns how many there are of each, and their sha256."""
+    num_tokens, num_starts, last = 0, 1, 0
+    token_digest, start_digest = hashlib.sha256(), hashlib.sha256()
+    with (directory / "tokens.i32").open("wb") as tokens, (directory / "starts.i64").open("wb") as starts:
+
+        def append(ends: np.ndarray) -> None:
+            nonlocal num_starts, last
+            ends = np.unique(ends)
+            ends = ends[ends > last]
+            if len(ends):
+                num_starts, last = num_starts + len(ends), int(ends[-1])
+            data = ends.astype("<i8").tobytes()
+            start_digest.update(data)
+            starts.write(data)
+
+        first = np.zeros(1, "<i8").tobytes()
+        start_digest.update(first)
+        starts.write(first)
+        for block, ends in blocks:
+            data = block.astype("<i4").tobytes()
+            token_digest.update(data)
+            tokens.write(data)
+            append(num_tokens + np.asarray(ends, np.int64))
+            num_tokens += len(block)
+        append(np.asarray([num_tokens], np.int64))
+    return num_tokens, num_starts, token_digest.hexdigest(), start_digest.hexdigest()
 
 
 def open_corpus(directory: str | os.PathLike[str], *, verify: bool = False) -> Corpus:

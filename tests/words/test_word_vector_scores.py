@@ -61,12 +61,12 @@ def test_known_words_of_a_class_left_out_are_not_out_of_vocabulary():
 def test_packed_text_and_damaged_packed_text(tmp_path, name, pack):
     text = "one\r\ntwo\u2028three\n" * 1000
     (tmp_path / name).write_bytes(pack(text.encode()))
-    assert "".join(word_vectors.lines_of(tmp_path / name)) == text
+    assert "".join(word_vectors.packed_lines(tmp_path / name)) == text
     whole = (tmp_path / name).read_bytes()
     for damaged in (whole[: len(whole) // 2], b"none" + whole, pack("\u00e9".encode("latin-1"))):
         (tmp_path / name).write_bytes(damaged)
         with pytest.raises(UserError, match="is damaged or cannot be read"):
-            list(word_vectors.lines_of(tmp_path / name))
+            list(word_vectors.packed_lines(tmp_path / name))
 
 
 def test_a_text_that_is_cut_short_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
