@@ -184,7 +184,7 @@ PRESETS = {
             flat_epochs=6,
             decay=1 / 1.2,
             clip=5.0,
-            **{"model.init_scale": 0.05, "model.dropout": 0.5},
+            **{"model.init_scale": 0.05, "model.dropout": 0.5, "model.dtype": "bfloat16"},
         ),
     ),
     "ptb_lstm_large": Preset(

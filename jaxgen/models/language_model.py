@@ -61,7 +61,9 @@ class RecurrentLM(nn.Module):
                 if self.init_scale is None
                 else (init, init)
             )
-            self.head = Dense(self.vocab_size, kernel_init=kernel_init, bias_init=bias_init, **types)
+            self.head = Dense(
+                self.vocab_size, kernel_init=kernel_init, bias_init=bias_init, out_dtype=jnp.float32, **types
+            )
 
     def __call__(
         self,
@@ -98,7 +100,7 @@ class RecurrentLM(nn.Module):
 
     def logits(self, y: Array) -> Array:
         """Scores of all tokens, float32."""
-        return (embedding_logits(self.embedding, y) if self.tied else self.head(y)).astype(jnp.float32)
+        return embedding_logits(self.embedding, y) if self.tied else self.head(y)
 
 
 class RecurrentEncoder(nn.Module):
@@ -164,8 +166,8 @@ class SequenceClassifier(nn.Module):
             x = jnp.sum(jnp.where(real, x, 0.0), axis=1) / jnp.maximum(lengths, 1)[:, None].astype(x.dtype)
         elif self.pooling == "last":
             x = last_real(x, lengths)
-        head = Dense(self.num_classes, dtype=self.dtype, param_dtype=self.param_dtype, name="head")
-        return head(x).astype(jnp.float32)
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        return Dense(self.num_classes, out_dtype=jnp.float32, **types, name="head")(x)
 
 
 def last_real(x: Array, lengths: Array) -> Array:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxgen.models.dense import flat_matmul
+from jaxgen.models.dense import affine, transposed_matmul
 from jaxgen.types import Array, PyTree
 
 Kind: TypeAlias = Literal["rnn", "lstm", "gru", "gru_reset_after"]
@@ -161,7 +161,7 @@ class Recurrent(nn.Module):
                 if self.variational and self.dropout and train:
                     keep = drop(self.dropout)(jnp.ones((1, batch, self.hidden)))[0]
                 y, states[index] = _scan(
-                    self.kind, bool(direction), kernel, projected, states[index], mask, keep
+                    self.kind, bool(direction), self.dtype, kernel, projected, states[index], mask, keep
                 )
                 outputs.append(y.astype(self.dtype))
             x = jnp.concatenate(outputs, axis=-1) if self.bidirectional else outputs[0]
@@ -178,11 +178,9 @@ class Recurrent(nn.Module):
         init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -scale, scale)
         gates = {"rnn": 1, "lstm": 4, "gru": 3, "gru_reset_after": 3}[self.kind]
         param = lambda what, *shape: self.param(f"{name}_{what}", init, shape, self.param_dtype)
-        kernel = param("recurrent_kernel", self.hidden, gates * self.hidden).astype(self.dtype)
-        input_kernel = param("input_kernel", x.shape[-1], gates * self.hidden).astype(self.dtype)
-        bias = param("bias", gates * self.hidden).astype(jnp.float32)
-        projected = flat_matmul(x.astype(self.dtype), input_kernel, preferred_element_type=jnp.float32)
-        projected = projected + bias[None, None]
+        kernel = param("recurrent_kernel", self.hidden, gates * self.hidden)
+        input_kernel = param("input_kernel", x.shape[-1], gates * self.hidden)
+        projected = affine(x.astype(self.dtype), input_kernel, param("bias", gates * self.hidden))
         if self.kind == "gru_reset_after":
             inner = param("candidate_bias", self.hidden).astype(jnp.float32)
             inner = jnp.broadcast_to(inner, (*x.shape[:-1], self.hidden))
@@ -192,7 +190,7 @@ class Recurrent(nn.Module):
 
 
 def _product(h: Array, kernel: Array) -> Array:
-    return jnp.matmul(h.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+    return affine(h.astype(kernel.dtype), kernel)
 
 
 def _cell(kind: Kind, state: Any, projected: Array, kernel: Array, keep: Array | None) -> tuple[Any, Any]:
@@ -212,6 +210,7 @@ def _cell(kind: Kind, state: Any, projected: Array, kernel: Array, keep: Array |
 def _forward(
     kind: Kind,
     reverse: bool,
+    dtype: DTypeLike,
     kernel: Array,
     projected: Array,
     state: PyTree,
@@ -219,6 +218,7 @@ def _forward(
     keep: Array | None,
 ) -> tuple[tuple[Array, PyTree], PyTree]:
     """((outputs `[T, B, H]`, last state), what was multiplied by the kernel at each step)."""
+    kernel = kernel.astype(dtype)
 
     def body(state: PyTree, step: tuple[Array, Array | None]) -> tuple[PyTree, tuple[Array, PyTree]]:
         projected, real = step
@@ -236,39 +236,42 @@ def _forward(
     return (ys, state), multiplied
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _scan(
     kind: Kind,
     reverse: bool,
+    dtype: DTypeLike,
     kernel: Array,
     projected: Array,
     state: PyTree,
     mask: Array | None,
     keep: Array | None,
 ) -> tuple[Array, PyTree]:
-    return _forward(kind, reverse, kernel, projected, state, mask, keep)[0]
+    return _forward(kind, reverse, dtype, kernel, projected, state, mask, keep)[0]
 
 
 def _scan_forward(
     kind: Kind,
     reverse: bool,
+    dtype: DTypeLike,
     kernel: Array,
     projected: Array,
     state: PyTree,
     mask: Array | None,
     keep: Array | None,
 ) -> tuple[Any, Any]:
-    run = lambda projected, state: _forward(kind, reverse, kernel, projected, state, mask, keep)
+    run = lambda projected, state: _forward(kind, reverse, dtype, kernel, projected, state, mask, keep)
     out, pull, multiplied = jax.vjp(run, projected, state, has_aux=True)
     return out, (pull, multiplied, kernel)
 
 
-def _scan_backward(kind: Kind, reverse: bool, residuals: Any, cotangent: Any) -> tuple[Any, ...]:
+def _scan_backward(
+    kind: Kind, reverse: bool, dtype: DTypeLike, residuals: Any, cotangent: Any
+) -> tuple[Any, ...]:
     pull, multiplied, kernel = residuals
     projected_bar, state_bar = pull(cotangent)
-    contract = lambda a, b: jnp.einsum(
-        "tbh,tbg->hg", a.astype(kernel.dtype), b.astype(kernel.dtype), preferred_element_type=jnp.float32
-    )
+    flat = lambda a: a.astype(dtype).reshape(-1, a.shape[-1])
+    contract = lambda a, b: transposed_matmul(flat(a), flat(b))
     if kind == "gru":
         before, after = multiplied
         split = 2 * before.shape[-1]

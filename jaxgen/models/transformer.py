@@ -312,7 +312,7 @@ class TransformerLM(nn.Module):
         self.embedding = make_embedding(self.vocab_size, self.spec, **types)
         self.stack = Stack(self.spec, **types)
         if not self.spec.tied:
-            self.head = Dense(self.vocab_size, use_bias=False, **types)
+            self.head = Dense(self.vocab_size, use_bias=False, out_dtype=jnp.float32, **types)
 
     def __call__(self, tokens: Array, *, train: bool = False) -> Array:
         """Logits float32 `[B, T, V]` of tokens int32 `[B, T]`; right padding reaches no real position."""
@@ -330,7 +330,7 @@ class TransformerLM(nn.Module):
 
     def logits(self, x: Array) -> Array:
         """Scores of all tokens, float32."""
-        return (embedding_logits(self.embedding, x) if self.spec.tied else self.head(x)).astype(jnp.float32)
+        return embedding_logits(self.embedding, x) if self.spec.tied else self.head(x)
 
 
 class TransformerEncoder(nn.Module):
@@ -379,7 +379,7 @@ class EncoderDecoder(nn.Module):
         self.encoder = Stack(self.spec, **types)
         self.decoder = Stack(self.spec, cross=True, **types)
         if not self.spec.tied:
-            self.head = Dense(self.target_vocab, use_bias=False, **types)
+            self.head = Dense(self.target_vocab, use_bias=False, out_dtype=jnp.float32, **types)
 
     def __call__(
         self, source: Array, source_lengths: Array | None, target_in: Array, *, train: bool = False
@@ -410,9 +410,7 @@ class EncoderDecoder(nn.Module):
 
     def logits(self, x: Array) -> Array:
         """Scores of all tokens, float32."""
-        return (embedding_logits(self.target_embedding, x) if self.spec.tied else self.head(x)).astype(
-            jnp.float32
-        )
+        return embedding_logits(self.target_embedding, x) if self.spec.tied else self.head(x)
 
 
 def make_norm(spec: TransformerSpec, param_dtype: DTypeLike) -> nn.Module:
