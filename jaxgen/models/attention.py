@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from jaxgen.models.dense import Dense
 from jaxgen.models.normalization import GroupNorm
+from jaxgen.models.products import inner_products
 from jaxgen.types import Array
 
 # Scores held at once on CPU, in numbers: 4 MiB of float32, which stay in the cache between passes.
@@ -41,7 +42,7 @@ def scaled_dot_product_attention(q: Array, k: Array, v: Array) -> Array:
 
 
 def _attend(q: Array, k: Array, v: Array) -> Array:
-    scores = jnp.einsum("bnd,bmd->bnm", q, k, preferred_element_type=jnp.float32)
+    scores = inner_products(q, k)
     return jnp.einsum("bnm,bmd->bnd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxgen.models.dense import affine
+from jaxgen.models.products import affine
 from jaxgen.types import Array
 
 Padding = Sequence[tuple[int, int]]

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from jaxgen.models.dense import Dense
 from jaxgen.models.positions import rotate
+from jaxgen.models.products import inner_products
 from jaxgen.types import Array, Key
 
 # Where a score must not count. Finite, so that a row without any key is a mean and not NaN; exp of it is 0.
@@ -48,7 +49,7 @@ def attention_scores(q: Array, k: Array, mask: Array | None) -> Array:
     groups, m = k.shape[1], k.shape[2]
     # Heads in the leading axis: see models.attention.
     folded = (q * d**-0.5).reshape(b * groups, heads // groups * n, d)
-    scores = jnp.einsum("bnd,bmd->bnm", folded, k.reshape(-1, m, d), preferred_element_type=jnp.float32)
+    scores = inner_products(folded, k.reshape(-1, m, d))
     scores = scores.reshape(b, heads, n, m)
     return scores if mask is None else scores + mask[:, None]
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxgen.models.dense import affine, transposed_matmul
+from jaxgen.models.products import affine, transposed_matmul
 from jaxgen.types import Array, PyTree
 
 Kind: TypeAlias = Literal["rnn", "lstm", "gru", "gru_reset_after"]

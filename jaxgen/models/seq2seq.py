@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from jaxgen.models.dense import Dense
 from jaxgen.models.language_model import RecurrentEncoder, last_real
+from jaxgen.models.products import inner_products
 from jaxgen.models.recurrent import Kind, LSTMState, Recurrent
 from jaxgen.types import Array, PyTree
 
@@ -29,7 +30,7 @@ def luong_scores(h: Array, keys: Array) -> Array:
 
     h: `[B, T, H]`; keys: W_a h_s, `[B, S, H]`.
     """
-    return jnp.einsum("bth,bsh->bts", h, keys, preferred_element_type=jnp.float32)
+    return inner_products(h, keys)
 
 
 def bahdanau_scores(query: Array, keys: Array, v: Array) -> Array:
@@ -84,7 +85,7 @@ class RecurrentSeq2Seq(nn.Module):
                 "v", nn.initializers.normal(self.hidden**-0.5), (self.hidden,), self.param_dtype
             )
         self.read_out = dense(self.hidden)
-        self.head = dense(self.target_vocab)
+        self.head = Dense(self.target_vocab, out_dtype=jnp.float32, **types)
         self.drop = nn.Dropout(self.dropout)
 
     def __call__(
@@ -160,7 +161,7 @@ class RecurrentSeq2Seq(nn.Module):
         if self.is_mutable_collection("intermediates") and not self.is_initializing():
             self.sow("intermediates", "attention_weights", weights)
         out = jnp.tanh(self.read_out(jnp.concatenate([h, context], axis=-1)))
-        return self.head(self.drop(out, deterministic=not train)).astype(jnp.float32), carry
+        return self.head(self.drop(out, deterministic=not train)), carry
 
     def _bahdanau_step(
         self, carry: tuple[PyTree, ...], x: Array, real: Array, memory: RecurrentMemory, train: bool

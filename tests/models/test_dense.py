@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.models.dense import Dense, affine, embedding_logits
+from jaxgen.models.dense import Dense, embedding_logits
+from jaxgen.models.products import affine
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5), (2, 3, 4, 5)])
@@ -72,11 +73,6 @@ def test_no_product_of_a_bfloat16_layer_has_a_float32_factor(use_bias):
         factors, result = product.rsplit(" : ", 1)[1].split(" -> ")
         assert factors.count("bf16>") == 2
         assert result.endswith("f32>")
-
-
-def test_float64_stays_float64():
-    with jax.enable_x64(True):
-        assert affine(jnp.ones((3, 2), jnp.float64), jnp.ones((2, 5), jnp.float64)).dtype == jnp.float64
 
 
 def test_bfloat16_parameters_of_a_float32_layer():
