@@ -3,7 +3,8 @@
 Where the factors are bfloat16, those of the gradient are as well. JAX's own rule for a product of bfloat16
 numbers that asks for a float32 result multiplies float32 numbers backwards, on every device at the speed of
 these. XLA on CPU has fast kernels for this kind alone: on cores with bfloat16 units 1,200 GFLOP/s, four times
-as many as of float32, while a product that asks for a bfloat16 result runs at 200.
+as many as of float32, while a product that asks for a bfloat16 result runs at 200. Products of bfloat16
+factors have reverse-mode derivatives of any order, but no forward mode (`jax.jvp`).
 """
 
 from __future__ import annotations
