@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxgen.models.convolution import Conv
+from jaxgen.models.dropout import Dropout
 from jaxgen.types import Array
 
 
@@ -38,7 +39,7 @@ class ConvNet(nn.Module):
         init = nn.initializers.lecun_normal()
         self.convs = [Conv(width, kernel_init=init, **types) for width in self.widths]
         self.embed = nn.Dense(self.hidden, **types)
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
         self.head = nn.Dense(self.num_classes, **types)
 
     def features(self, x: Array) -> Array:

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxgen.models.products import affine
+from jaxgen.models.products import affine, inner_products
 from jaxgen.types import Array
 
 
@@ -40,4 +40,5 @@ class Dense(nn.Module):
 
 def embedding_logits(embedding: nn.Embed, x: Array) -> Array:
     """The products of x `[..., D]` with every row of the embedding, float32 `[..., V]`: a head tied to it."""
-    return affine(x.astype(embedding.dtype), embedding.embedding.T)
+    flat = x.astype(embedding.dtype).reshape(-1, x.shape[-1])
+    return inner_products(flat, embedding.embedding).reshape(*x.shape[:-1], -1)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxgen.models.dense import Dense, embedding_logits
+from jaxgen.models.dropout import Dropout
 from jaxgen.models.recurrent import Kind, Recurrent, initial_carry
 from jaxgen.types import Array, PyTree, UserError
 
@@ -54,7 +55,7 @@ class RecurrentLM(nn.Module):
             **types,
         )
         # One mask a sequence where variational, one a step else; axis 1 is time.
-        self.drop = nn.Dropout(self.dropout, broadcast_dims=(1,) if self.variational else ())
+        self.drop = Dropout(self.dropout, broadcast_dims=(1,) if self.variational else ())
         if not self.tied:
             kernel_init, bias_init = (
                 (nn.initializers.lecun_normal(), nn.initializers.zeros_init())
@@ -120,7 +121,7 @@ class RecurrentEncoder(nn.Module):
     def setup(self) -> None:
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.embedding = nn.Embed(self.vocab_size, self.embed, **types)
-        self.drop = nn.Dropout(self.dropout, broadcast_dims=(1,) if self.variational else ())
+        self.drop = Dropout(self.dropout, broadcast_dims=(1,) if self.variational else ())
         self.recurrent = Recurrent(
             self.kind,
             self.hidden,

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxgen.models.dense import Dense
+from jaxgen.models.dropout import drop
 from jaxgen.models.positions import rotate
-from jaxgen.models.products import inner_products
+from jaxgen.models.products import inner_products, matmul
 from jaxgen.types import Array, Key
 
 # Where a score must not count. Finite, so that a row without any key is a mean and not NaN; exp of it is 0.
@@ -63,11 +64,11 @@ def attention_weights(q: Array, k: Array, mask: Array | None) -> Array:
 
 
 def weighted_values(weights: Array, v: Array) -> Array:
-    """The sums of values `[B, G, M, D]` under weights `[B, H, N, M]`: `[B, H, N, D]` of v's dtype."""
+    """The sums of values `[B, G, M, D]` under weights `[B, H, N, M]`: float32 `[B, H, N, D]`."""
     b, heads, n, m = weights.shape
     groups, d = v.shape[1], v.shape[3]
     folded = weights.astype(v.dtype).reshape(b * groups, heads // groups * n, m)
-    return jnp.einsum("bnm,bmd->bnd", folded, v.reshape(-1, m, d)).reshape(b, heads, n, d)
+    return matmul(folded, v.reshape(-1, m, d)).reshape(b, heads, n, d)
 
 
 class MultiHeadAttention(nn.Module):
@@ -146,8 +147,7 @@ def attend(
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     if key is not None:
-        kept = jax.random.bernoulli(key, 1.0 - dropout, weights.shape)
-        weights = jnp.where(kept, weights / (1.0 - dropout), 0.0)
+        weights = drop(key, weights, dropout)
     return (weighted_values(weights, v) / total).astype(v.dtype)
 
 

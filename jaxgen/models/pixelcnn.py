@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 
 from jaxgen.models.convolution import conv2d
 from jaxgen.models.dense import Dense
+from jaxgen.models.dropout import Dropout
 from jaxgen.types import Array, PyTree
 
 Variant: TypeAlias = Literal["gated", "plusplus"]
@@ -130,7 +131,7 @@ class GatedLayer(nn.Module):
         self.horizontal_conv = CausalConv(self.features, wide, (1, 2), centred=False, dtype=dtype)
         self.to_horizontal = Dense(wide, dtype=dtype)
         self.mix = Dense(self.features, dtype=dtype)
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
         if self.num_classes is not None:
             self.vertical_label = _LabelBias(self.num_classes, wide, dtype)
             self.horizontal_label = _LabelBias(self.num_classes, wide, dtype)
@@ -175,7 +176,7 @@ class _GatedResNet(nn.Module):
         wide = 2 * self.features
         self.conv1 = CausalConv(wide, self.features, self.kernel_size, self.centred, self.dtype)
         self.conv2 = CausalConv(wide, wide, self.kernel_size, self.centred, self.dtype)
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
         if self.num_classes is not None:
             self.label_bias = _LabelBias(self.num_classes, wide, self.dtype)
 

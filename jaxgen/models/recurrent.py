@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxgen.models.dropout import Dropout
 from jaxgen.models.products import affine, transposed_matmul
 from jaxgen.types import Array, PyTree
 
@@ -148,7 +149,7 @@ class Recurrent(nn.Module):
         mask = None if lengths is None else jnp.arange(time)[:, None] < lengths[None, :]
         x, states = jnp.swapaxes(x, 0, 1), list(carry)
         directions = 1 + self.bidirectional
-        drop = partial(nn.Dropout, deterministic=not train, broadcast_dims=(0,) if self.variational else ())
+        drop = partial(Dropout, deterministic=not train, broadcast_dims=(0,) if self.variational else ())
         for layer in range(self.num_layers):
             if layer:
                 x = drop(self.dropout)(x)

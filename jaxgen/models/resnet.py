@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxgen.models.convolution import Conv
+from jaxgen.models.dropout import Dropout
 from jaxgen.types import Array
 
 _HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -55,7 +56,7 @@ class BasicBlock(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         y = _conv(self.features, 3, self.stride, self.dtype, "conv1")(x)
         y = nn.relu(_batch_norm(train, self.dtype, name="norm1")(y))
-        y = nn.Dropout(self.dropout)(y, deterministic=not train)
+        y = Dropout(self.dropout)(y, deterministic=not train)
         y = _conv(self.features, 3, 1, self.dtype, "conv2")(y)
         y = _batch_norm(train, self.dtype, name="norm2", scale_init=_last_scale(self.zero_init))(y)
         return _joined(self, x, y, self.features, train)
@@ -82,7 +83,7 @@ class BottleneckBlock(nn.Module):
         y = nn.relu(_batch_norm(train, self.dtype, name="norm1")(y))
         y = _conv(self.features, 3, self.stride, self.dtype, "conv2")(y)
         y = nn.relu(_batch_norm(train, self.dtype, name="norm2")(y))
-        y = nn.Dropout(self.dropout)(y, deterministic=not train)
+        y = Dropout(self.dropout)(y, deterministic=not train)
         y = _conv(4 * self.features, 1, 1, self.dtype, "conv3")(y)
         y = _batch_norm(train, self.dtype, name="norm3", scale_init=_last_scale(self.zero_init))(y)
         return _joined(self, x, y, 4 * self.features, train)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxgen.models.dense import Dense
+from jaxgen.models.dropout import Dropout
 from jaxgen.models.language_model import RecurrentEncoder, last_real
 from jaxgen.models.products import inner_products
 from jaxgen.models.recurrent import Kind, LSTMState, Recurrent
@@ -86,7 +87,7 @@ class RecurrentSeq2Seq(nn.Module):
             )
         self.read_out = dense(self.hidden)
         self.head = Dense(self.target_vocab, out_dtype=jnp.float32, **types)
-        self.drop = nn.Dropout(self.dropout)
+        self.drop = Dropout(self.dropout)
 
     def __call__(
         self, source: Array, source_lengths: Array | None, target_in: Array, *, train: bool = False

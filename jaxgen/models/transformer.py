@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxgen.models.dense import Dense, embedding_logits
+from jaxgen.models.dropout import Dropout
 from jaxgen.models.multihead import MultiHeadAttention, attention_mask
 from jaxgen.models.positions import sinusoidal_positions
 from jaxgen.types import Array, UserError
@@ -122,7 +123,7 @@ class Block(nn.Module):
         )
         self.down = dense(spec.width, out_init)
         self.norm_mlp = make_norm(spec, self.param_dtype)
-        self.drop = nn.Dropout(spec.dropout)
+        self.drop = Dropout(spec.dropout)
 
     def __call__(
         self,
@@ -169,17 +170,25 @@ class Block(nn.Module):
         return join(x, branch, self.norm_mlp), key_value
 
     def activate(self, x: Array) -> Array:
-        """The MLP's non-linearity."""
-        match self.spec.activation:
-            case "relu":
-                return jax.nn.relu(x)
-            case "gelu":
-                return jax.nn.gelu(x, approximate=False)
-            case "gelu_tanh":
-                return jax.nn.gelu(x, approximate=True)
-            case "swiglu":
-                gate, value = jnp.split(x, 2, axis=-1)
-                return jax.nn.silu(gate) * value
+        """The MLP's non-linearity, of x's dtype; its arithmetic is float32.
+
+        Its inner results are made again in the backward pass: to write them and read them back takes longer.
+        """
+
+        def non_linearity(x: Array) -> Array:
+            match self.spec.activation:
+                case "relu":
+                    return jax.nn.relu(x)
+                case "gelu":
+                    return jax.nn.gelu(x, approximate=False)
+                case "gelu_tanh":
+                    return jax.nn.gelu(x, approximate=True)
+                case "swiglu":
+                    gate, value = jnp.split(x, 2, axis=-1)
+                    return jax.nn.silu(gate) * value
+
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return jax.checkpoint(lambda x: non_linearity(x.astype(wide)).astype(x.dtype))(x)
 
     def memory_of(self, encoded: Array) -> KeyValue:
         """Cross-attention's keys and values of the encoder's output."""
@@ -208,7 +217,7 @@ class Stack(nn.Module):
             )
         if spec.norm == "pre" if spec.final_norm is None else spec.final_norm:
             self.norm = make_norm(spec, self.param_dtype)
-        self.drop = nn.Dropout(spec.dropout)
+        self.drop = Dropout(spec.dropout)
 
     def __call__(
         self,

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from jaxgen.models.attention import AttentionBlock
 from jaxgen.models.convolution import Conv
+from jaxgen.models.dropout import Dropout
 from jaxgen.models.embeddings import sinusoidal_embedding
 from jaxgen.models.multihead import MultiHeadAttention, attention_mask
 from jaxgen.models.normalization import GroupNorm
@@ -46,7 +47,7 @@ class ResBlock(nn.Module):
         h = Conv(self.features, name="conv_1", **types)(h)
         h = h + nn.Dense(self.features, kernel_init=_fan_avg, name="time", **types)(temb)[:, None, None, :]
         h = nn.swish(GroupNorm(self.num_groups, param_dtype=self.param_dtype, name="norm_2")(h))
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = Dropout(self.dropout, deterministic=not train)(h)
         h = Conv(self.features, kernel_init=_zeros, name="conv_2", **types)(h)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, kernel_init=_fan_avg, name="shortcut", **types)(x)

@@ -1,14 +1,23 @@
 """The Transformer: the lectures' worked examples, masks, positions, caches at every position."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from jaxgen.models.multihead import attend, attention_mask, attention_weights, weighted_values
 from jaxgen.models.positions import rotate, sinusoidal_positions
 from jaxgen.models.seq2seq import RecurrentSeq2Seq, bahdanau_scores, luong_scores
-from jaxgen.models.transformer import EncoderDecoder, TransformerEncoder, TransformerLM, TransformerSpec
+from jaxgen.models.transformer import (
+    Block,
+    EncoderDecoder,
+    TransformerEncoder,
+    TransformerLM,
+    TransformerSpec,
+)
 from jaxgen.types import UserError
 
 V, B, T = 11, 3, 6
@@ -122,6 +131,40 @@ def test_dropout_of_weights_keeps_their_mean():
     # Each is a mean of 1000 Bernoulli(3/4) / (3/4): standard error sqrt(1/3 / 1e6) of all; 5 of them.
     assert abs(float(jnp.mean(out)) - 1.0) < 5 * (1 / 3e6) ** 0.5
     assert float(jnp.std(out)) == pytest.approx((1 / 3e3) ** 0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "swiglu"])
+def test_gradients_in_bfloat16_are_those_of_float32_roundings_apart(activation, tied):
+    spec = TransformerSpec(16, 2, 2, activation=activation, max_length=70, tied=tied)
+    tokens = jax.random.randint(jax.random.key(0), (2, 70), 0, 30)
+    variables = TransformerLM(30, spec).init(jax.random.key(1), tokens)
+
+    def slope(dtype):
+        logits = lambda v: TransformerLM(30, spec, dtype=dtype).apply(v, tokens)
+        return jax.jit(jax.grad(lambda v: jnp.mean(jax.nn.logsumexp(logits(v), axis=-1) - logits(v)[..., 3])))
+
+    wide, narrow = (ravel_pytree(slope(dtype)(variables))[0] for dtype in (jnp.float32, jnp.bfloat16))
+    assert float(jnp.linalg.norm(narrow - wide) / jnp.linalg.norm(wide)) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "swiglu"])
+def test_activations_are_float64s_rounded_once(activation, dtype):
+    x = jnp.linspace(-6, 6, 64).astype(dtype)
+    spec = TransformerSpec(16, 1, 2, activation=activation)
+    given = Block(spec, cross=False, dtype=dtype).bind({}).activate(x)
+    assert given.dtype == dtype
+    z = np.asarray(x, np.float64)
+    normal = np.vectorize(lambda z: 0.5 * (1 + math.erf(z / math.sqrt(2))))
+    formulas = {
+        "relu": lambda z: np.maximum(z, 0),
+        "gelu": lambda z: z * normal(z),
+        "gelu_tanh": lambda z: 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
+        "swiglu": lambda z: z[:32] / (1 + np.exp(-z[:32])) * z[32:],
+    }
+    tolerance = {"rtol": 2**-8, "atol": 1e-6} if dtype == jnp.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
+    np.testing.assert_allclose(np.asarray(given, np.float64), formulas[activation](z), **tolerance)
 
 
 SPECS = {
