@@ -271,24 +271,36 @@ def load_pictures(config: ConfigDict) -> Photographs:
     return Photographs(train, tuple(scaled))
 
 
-def denoiser_need(run: TrainedRun, groups: list[np.ndarray], mesh: jax.sharding.Mesh) -> Need:
-    """The run as one that the evaluation needs; UserError where it was trained on images of another size."""
+def denoiser_need(run: TrainedRun, groups: list[np.ndarray], mesh: jax.sharding.Mesh, factor: int) -> Need:
+    """The run as one that the evaluation needs; UserError where it was trained on images of another size.
+
+    factor: of superresolution, 1 without it.
+    """
     experiment = run.module.build(run.config, mesh)
     batch = experiment.train_batch(0)
     key = jax.eval_shape(lambda: jax.random.key(0))
     # It may refuse, as it does where the network must be told a class.
     run.module.denoiser(run.config, jax.eval_shape(experiment.system.init, key, batch).params)
-    height, width, channels = batch["image"].shape[1:]
+    if run.module.__name__ != __name__:  # a residual network of convolutions takes any size
+        _check_sizes(run, batch["image"].shape[1:], groups, factor)
+    source, config = f"{run.experiment}:{run.preset}", run.config.to_dict()
+    return Need(experiment=experiment, source=source, config=config, workdir=str(run.workdir))
+
+
+def _check_sizes(run: TrainedRun, trained: tuple[int, ...], groups: list[np.ndarray], factor: int) -> None:
+    height, width, channels = trained
     for shape in sorted({group.shape[1:] for group in groups}):
-        # A residual network of convolutions takes any size.
-        if shape != (height, width, channels) and run.module.__name__ != __name__:
+        if shape != trained:
             raise UserError(
                 f"the denoiser of {run.workdir} takes images of {height}x{width}x{channels}, and the test "
                 f"images are {'x'.join(map(str, shape))}: set data.source={run.config.data.source} and "
                 "evaluation.crop=0."
             )
-    source, config = f"{run.experiment}:{run.preset}", run.config.to_dict()
-    return Need(experiment=experiment, source=source, config=config, workdir=str(run.workdir))
+    if height % factor or width % factor:
+        raise UserError(
+            f"the denoiser of {run.workdir} takes images of {height}x{width} alone: set evaluation.factor to "
+            "a divisor of both, or leave superresolution out of evaluation.tasks."
+        )
 
 
 def cropped_groups(images: tuple[np.ndarray, ...], crop: int, num: int) -> list[np.ndarray]:
@@ -320,7 +332,8 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
             f"the test images are smaller than the blur kernel of {kernels.shape[1:]}: take another."
         )
     schedules = restoring.reverse_schedules(config.inpainting.reverse_steps)
-    needs = {"denoiser": denoiser_need(run, [*groups, *whole], mesh)} if run else {}
+    factor = config.evaluation.factor if "superresolution" in config.evaluation.tasks else 1
+    needs = {"denoiser": denoiser_need(run, [*groups, *whole], mesh, factor)} if run else {}
     # A denoiser that was trained elsewhere comes with the evaluation, its parameters with it.
     of_params = functools.partial(run.module.denoiser, run.config) if run else None
 

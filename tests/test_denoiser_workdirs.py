@@ -175,6 +175,20 @@ def test_a_folder_that_gives_no_denoiser(content, words, tmp_path):
         restoration.build(config, sharding.make_mesh())
 
 
+def test_a_denoiser_of_one_size_is_not_asked_for_a_part_of_it(tmp_path):
+    """Before anything is judged: superresolution by 3 leaves 6x6 pixels of the 8x8 of digits."""
+    config = restoration.get_config("smoke")
+    config.denoiser = str(_write(tmp_path / "run", _run("ddpm")))
+    config.data.source, config.evaluation.crop = "digits", 0
+    assert config.evaluation.factor == 3
+    with pytest.raises(UserError, match="to a divisor of both"):
+        restoration.build(config, sharding.make_mesh())
+    config.evaluation.factor = 4
+    restoration.build(config, sharding.make_mesh())
+    config.evaluation.factor, config.evaluation.tasks = 3, ("inpainting",)
+    restoration.build(config, sharding.make_mesh())
+
+
 def test_a_run_without_a_checkpoint(tmp_path):
     begun = restoration.get_config("smoke").to_dict()
     folder = _write(tmp_path / "begun", _run("restoration", config=begun))
