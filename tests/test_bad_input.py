@@ -377,11 +377,6 @@ OTHERS = [
     ("word2vec", "data.source=file data.path={tmp}/none.txt", "none.txt cannot be read: No such file"),
     ("word2vec", "data.source=file data.path={tmp}/latin1.txt", "latin1.txt is not UTF-8 text"),
     ("word2vec", "data.source=file data.path={tmp}/empty.txt", "has no words; give a text file."),
-    (
-        "word2vec",
-        "data.path={tmp}/empty.txt",
-        "data.path is read with data.source=file alone, not with data.",
-    ),
     ("word2vec", "data.source=wiki", "The text wiki is not at"),
     ("cooccurrence", "model.matrix=ppmi2", "unknown model.matrix 'ppmi2': did you mean 'ppmi'?"),
     ("cooccurrence", "data.source=file data.path={tmp}", "is no text file."),

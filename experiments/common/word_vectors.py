@@ -82,8 +82,6 @@ def text_file(source: str, path: str, lowercase: bool) -> Path:
         if not path:
             raise UserError("data.source=file needs the name of the text: --config.data.path=FILE.")
         return _lowered(Path(path).expanduser()) if lowercase else Path(path).expanduser()
-    if path:
-        raise UserError(f"data.path is read with data.source=file alone, not with data.source={source}.")
     texts = cache_dir() / "texts"
     if source == "pydocs":
         made = texts / ("pydocs_lower.txt" if lowercase else "pydocs.txt")
