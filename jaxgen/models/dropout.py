@@ -29,7 +29,7 @@ def drop(key: Key, x: Array, rate: float, mask_shape: Sequence[int] | None = Non
         return jnp.zeros_like(x)
     *rows, columns = x.shape if mask_shape is None else mask_shape
     words = jax.random.bits(key, (*rows, (columns + 1) // 2))
-    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*rows, -1)[..., :columns]
+    halves = jnp.concatenate([words % _LEVELS, words // _LEVELS], axis=-1)[..., :columns]
     grown = x.astype(jnp.promote_types(x.dtype, jnp.float32)) / (kept / _LEVELS)
     return jnp.where(halves < kept, grown, 0.0).astype(x.dtype)
 
