@@ -10,6 +10,8 @@ derivatives of any order, but no forward mode (`jax.jvp`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -92,6 +94,32 @@ def _inner_products(x: Array, y: Array) -> Array:
     return _sums(x, y, -1, -1)
 
 
+def _with_bfloat16_gradients(
+    product: Callable[[Array, Array], Array],
+    gradients: Callable[[Array, Array, Array], tuple[Array, Array]],
+) -> Callable[[Array, Array], Array]:
+    """`product` of x and y; `gradients` has x, y and the result's gradient in bfloat16."""
+
+    def backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+        x, y = saved
+        of_x, of_y = gradients(x, y, g.astype(jnp.bfloat16))
+        return of_x.astype(x.dtype), of_y.astype(y.dtype)
+
+    differentiable = jax.custom_vjp(product)
+    differentiable.defvjp(lambda x, y: (product(x, y), (x, y)), backward)
+    return differentiable
+
+
+def _matmul_gradients(x: Array, y: Array, g: Array) -> tuple[Array, Array]:
+    return _inner_products(g, y), transposed_matmul(x, g)
+
+
+_bfloat16_matmul = _with_bfloat16_gradients(_matmul, _matmul_gradients)
+_bfloat16_inner_products = _with_bfloat16_gradients(
+    _inner_products, lambda x, y, g: (_matmul(g, y), transposed_matmul(g, x))
+)
+
+
 @jax.custom_vjp
 def _bfloat16_affine(x: Array, kernel: Array, bias: Array | None) -> Array:
     y = _matmul(x, kernel)
@@ -103,33 +131,9 @@ def _bfloat16_affine_backward(
 ) -> tuple[Array, Array, Array | None]:
     x, kernel, bias = saved
     g = g.astype(jnp.bfloat16)
-    return (
-        _inner_products(g, kernel).astype(x.dtype),
-        transposed_matmul(x, g).astype(kernel.dtype),
-        None if bias is None else jnp.sum(g, axis=0, dtype=jnp.float32).astype(bias.dtype),
-    )
+    of_x, of_kernel = _matmul_gradients(x, kernel, g)
+    of_bias = None if bias is None else jnp.sum(g, axis=0, dtype=jnp.float32).astype(bias.dtype)
+    return of_x.astype(x.dtype), of_kernel.astype(kernel.dtype), of_bias
 
 
 _bfloat16_affine.defvjp(lambda *args: (_bfloat16_affine(*args), args), _bfloat16_affine_backward)
-
-_bfloat16_matmul = jax.custom_vjp(_matmul)
-
-
-def _matmul_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, y = saved
-    g = g.astype(jnp.bfloat16)
-    return _inner_products(g, y).astype(x.dtype), transposed_matmul(x, g).astype(y.dtype)
-
-
-_bfloat16_matmul.defvjp(lambda x, y: (_matmul(x, y), (x, y)), _matmul_backward)
-
-_bfloat16_inner_products = jax.custom_vjp(_inner_products)
-
-
-def _inner_products_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, y = saved
-    g = g.astype(jnp.bfloat16)
-    return _matmul(g, y).astype(x.dtype), transposed_matmul(g, x).astype(y.dtype)
-
-
-_bfloat16_inner_products.defvjp(lambda x, y: (_inner_products(x, y), (x, y)), _inner_products_backward)
