@@ -35,6 +35,7 @@ import optax
 
 from benchmarks import timing
 from benchmarks.timing import Case, compare
+from jaxgen import memory
 from jaxgen.interop.gpt2 import gpt2_from_config, load_gpt2
 from jaxgen.models.language_model import RecurrentLM
 from jaxgen.models.transformer import TransformerLM
@@ -441,6 +442,7 @@ def _least(call: Callable[[], object], rounds: int) -> float:
 
 
 if __name__ == "__main__":
+    memory.keep_freed_memory()  # as jaxgen.run does; both sides gain
     # JAX would take three quarters of a GPU's memory at once and leave too little for the peer.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")
     main()

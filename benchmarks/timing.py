@@ -24,8 +24,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxgen import memory
-
 RESULTS = Path(__file__).parent / "results"
 QUIET = 0.15  # cores used by others, below which a round counts as undisturbed
 ENOUGH = 3  # undisturbed rounds that suffice for a median of their own
@@ -88,9 +86,8 @@ def compare(
 
     Stops after `rounds` undisturbed rounds or when `seconds` are over, but never before `ENOUGH` rounds.
     Which side goes first changes every round. The first call of each, which compiles, and one more do not
-    count. Both sides' memory is kept once it is freed, as `jaxgen.run` does.
+    count.
     """
-    memory.keep_freed_memory()
     first_ours, first_peer = _seconds(ours), _seconds(peer)
     ours(), peer()
     done: list[Round] = []

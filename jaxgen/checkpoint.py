@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from jaxgen import sharding
+from jaxgen import memory, sharding
 from jaxgen.types import Array, Metrics, PyTree, TrainState, UserError
 
 # Odd multipliers: a word that changes by 2^k changes each sum by an odd multiple of 2^k, which is not 0
@@ -101,7 +101,7 @@ def _read(what: str, read: Callable[[], Any]) -> Any:
         content = read()
     except Exception as error:  # Orbax, TensorStore and JSON raise many kinds for a file cut off or gone
         sharding.everywhere(False)
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        if memory.ran_out(error):
             raise
         raise _Damaged(f"{what} cannot be read: {type(error).__name__}") from error
     if not sharding.everywhere(True):

@@ -1,11 +1,12 @@
-"""What a process that runs JAX is better off with than the defaults of Python and of the C library."""
+"""The memory of a process that runs JAX: settings better than the defaults, and the error when it ran out."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # names of glibc's malloc.h
+# names of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 _GIB = 1 << 30
 
 
@@ -18,6 +19,11 @@ def collect_garbage_seldom() -> None:
     gc.set_threshold(200_000, 50, 100)
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether this says that memory, the device's or the machine's, did not suffice; JAX says so in words."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 def keep_freed_memory() -> bool:
     """Lets malloc keep what is freed for the next step; False where this C library has no such setting.
 
@@ -25,6 +31,10 @@ def keep_freed_memory() -> bool:
     ones back to the system, which then hands over the same pages anew, cleared, a fault for each. Without
     that a step of the small LSTM of Zaremba et al. takes 38 ms instead of 61 ms; PyTorch gains less there and
     more with convolutions. What the process holds stays at its peak.
+
+    To be called before there are other threads: each would get an arena of its own, and such an arena gives
+    buffers above 64 MiB back whatever the settings (an update of a Transformer: 67,000 faults, 468 ms instead
+    of 430; of the medium LSTM: 364 ms instead of 337).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -35,6 +45,7 @@ def keep_freed_memory() -> bool:
             (_M_MMAP_THRESHOLD, _GIB),
             (_M_TRIM_THRESHOLD, 2 * _GIB - 1),
             (_M_TOP_PAD, _GIB // 16),
+            (_M_ARENA_MAX, 1),
         )
     ]
     return all(taken)

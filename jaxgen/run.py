@@ -148,7 +148,7 @@ def main(argv: Sequence[str]) -> int:
         cli.complain(UserError(f"{error.strerror or error}{where}; nothing saved was lost."))
         return 2
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not memory.ran_out(error):
             raise
         reason = str(error).partition("\n")[0]
         cli.complain(

@@ -30,7 +30,7 @@ ALLOWED = {
     "systems": _LIBRARY | {"optim"},
     "data": {"types"},
     "sharding": {"types"},
-    "checkpoint": {"types", "sharding"},
+    "checkpoint": {"types", "memory", "sharding"},
     "workdir": {"types"},
     "tensorboard": {"types", "workdir"},
     "pictures": {"types", "workdir"},
