@@ -19,7 +19,6 @@ from jaxgen.types import Experiment, UserError
 _MNIST = {
     "model.widths": (32, 64),
     "train.num_steps": 3000,
-    "optim.decay_steps": (1500,),
     "train.validate_every": 1000,
     "train.checkpoint_every": 1000,
 }

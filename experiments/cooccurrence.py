@@ -97,7 +97,7 @@ def check(config: ConfigDict) -> None:
     checks.at_least(config, 0, "seed", "model.oversamples", "model.power")
     checks.at_least(config, 1, "data.min_count", "data.max_size", "model.window", "model.dim")
     checks.above(config, 0, "model.shift", "model.smoothing")
-    checks.one_of(config, word_vectors.SOURCES, "data.source")
+    word_vectors.check_text(config)
     checks.one_of(config, MATRICES, "model.matrix")
     checks.one_of(config, get_args(counts.Direction), "model.direction")
     checks.one_of(config, get_args(counts.Weighting), "model.weighting")

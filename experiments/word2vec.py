@@ -169,7 +169,7 @@ def check(config: ConfigDict) -> None:
     checks.at_least(config, 1, "data.min_count", "data.max_size", "data.num_streams", "data.stretch")
     checks.at_least(config, 1, "data.piece", "model.dim", "model.window")
     checks.at_least(config, 1, "objective.shared_negatives", "objective.sharing")
-    checks.one_of(config, word_vectors.SOURCES, "data.source")
+    word_vectors.check_text(config)
     checks.one_of(config, ARCHITECTURES, "model.architecture")
     checks.one_of(config, get_args(objective.ContextKind), "model.context")
     checks.one_of(config, LOSSES, "objective.loss")

@@ -374,6 +374,11 @@ OTHERS = [
     ("word2vec", "model.window=0", "model.window must be at least 1, not 0."),
     ("word2vec", "objective.loss=softmx", "unknown objective.loss 'softmx': did you mean 'softmax'?"),
     ("word2vec", "data.source=file", "data.source=file needs the name of the text: --config.data.path=FILE."),
+    (
+        "word2vec",
+        "data.path={tmp}/my.txt",
+        "my.txt is not read with data.source=pydocs: add --config.data.source",
+    ),
     ("word2vec", "data.source=file data.path={tmp}/none.txt", "none.txt cannot be read: No such file"),
     ("word2vec", "data.source=file data.path={tmp}/latin1.txt", "latin1.txt is not UTF-8 text"),
     ("word2vec", "data.source=file data.path={tmp}/empty.txt", "has no words; give a text file."),

@@ -221,17 +221,20 @@ def test_changing_a_field_changes_what_is_done(name, field, folder, tmp_path, mo
     checks = {"sweep": common.FIELD_CHECKS["sweep"], **getattr(module, "FIELD_CHECKS", {})}
     value, context = checks.get(field, (None, {}))
     value = _other_value(flat[field]) if value is None else value
+    changes = value if isinstance(value, dict) else {field: value}
     fill = lambda value: value.format(folder=folder) if isinstance(value, str) else value
-    value, context = fill(value), {name: fill(value) for name, value in context.items()}
+    changes, context = (
+        {name: fill(value) for name, value in values.items()} for values in (changes, context)
+    )
     before = (name, str(sorted(context.items())))
     if all(seen != name for seen, _ in _SEEN):  # another experiment's programs are of no more use
         _SEEN.clear()
         jax.clear_caches()
     if before not in _SEEN:
         _SEEN[before] = observed(context)
-    changed = observed({**context, field: value})
+    changed = observed({**context, **changes})
     if all(changed[part] == _SEEN[before][part] for part in _parts_for(field)):
-        pytest.fail(f"{field}={value!r} changes nothing")
+        pytest.fail(f"{changes} changes nothing")
 
 
 def _all_parts(observed):

@@ -31,7 +31,8 @@ class Preset:
 # The compute dtype of a config's name for it; parameters stay float32.
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # For tests/test_config_fields.py, which changes every field of every experiment and looks for the effect: the
-# value to try where doubling or negating the preset's will not do, and what must be set for a field to act.
+# value to try where doubling or negating the preset's will not do (or the values of this field and of those
+# that must go with it), and what must be set for a field to act.
 FIELD_CHECKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "data.source": ("npz:{folder}/images.npz", {}),
     "data.augment": ("flip", {}),

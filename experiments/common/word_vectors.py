@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from experiments.common import checks
 from jaxgen.data.cache import cache_dir, write_text
 from jaxgen.estimators import linear
 from jaxgen.interop.word2vec import write_word2vec
@@ -35,7 +36,7 @@ TEXT = {
     "max_size": 100_000,  # of the vocabulary
 }
 FIELD_CHECKS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "data.source": ("file", {"data.path": "{folder}/words.txt"}),
+    "data.source": ({"data.source": "file", "data.path": "{folder}/words.txt"}, {}),
     "data.path": ("{folder}/others.txt", {"data.source": "file", "data.path": "{folder}/words.txt"}),
     "data.lowercase": (False, {}),
     "data.min_count": (300, {}),
@@ -61,6 +62,16 @@ _BLESS_CLASSES = (
     *("appliance", "bird", "building", "clothing", "container", "fish", "fruit", "furniture"),
     *("insect", "instrument", "mammal", "tool", "tree", "vegetable", "vehicle", "weapon"),
 )
+
+
+def check_text(config: ConfigDict) -> None:
+    """UserError where config.data names a text that is not read, or no known one."""
+    checks.one_of(config, SOURCES, "data.source")
+    if config.data.path and config.data.source != "file":
+        raise UserError(
+            f"data.path={config.data.path} is not read with data.source={config.data.source}: add "
+            "--config.data.source=file, or take the path away."
+        )
 
 
 def load_corpus(config: ConfigDict) -> Corpus:
