@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from jaxgen.models.dense import Dense
 from jaxgen.models.normalization import GroupNorm
-from jaxgen.models.products import inner_products
+from jaxgen.models.products import inner_products, matmul
 from jaxgen.types import Array
 
 # Scores held at once on CPU, in numbers: 4 MiB of float32, which stay in the cache between passes.
@@ -42,8 +42,8 @@ def scaled_dot_product_attention(q: Array, k: Array, v: Array) -> Array:
 
 
 def _attend(q: Array, k: Array, v: Array) -> Array:
-    scores = inner_products(q, k)
-    return jnp.einsum("bnm,bmd->bnd", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+    weights = jax.nn.softmax(inner_products(q, k), axis=-1)
+    return matmul(weights.astype(v.dtype), v).astype(v.dtype)
 
 
 def _attend_on_cpu(q: Array, k: Array, v: Array) -> Array:
