@@ -7,10 +7,10 @@
       --config.sampling.temperature=0.8 --config.sampling.prompt='The '
 
 pydocs_char: the reference text inside CPython, 5 minutes on 2 CPU cores, 1.9 bits a character;
-shakespeare_char_cpu: 40 minutes on 2 CPU cores, 1.42 nats a character on validation; shakespeare_char:
+shakespeare_char_cpu: 25 minutes on 2 CPU cores, 1.42 nats a character on validation; shakespeare_char:
 nanoGPT's setting (10.6M parameters), 5 minutes on a GPU, 1.47 nats; ptb_lstm_small, _medium, _large: Zaremba
-et al. 2014, test perplexity 114.5, 82.7, 78.4 there and 115.2, 83.7 here, the first in an hour on 2 CPU
-cores, the second in 3 hours if they multiply bfloat16, the last on a GPU.
+et al. 2014, test perplexity 114.5, 82.7, 78.4 there and 115.2, 83.7 here, the first in 25 minutes on 2
+CPU cores, the second in 3 hours if they multiply bfloat16, the last for a GPU.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ PRESETS = {
     "shakespeare_char": Preset("1 GPU", 5, "1.47 nats/character (validation)", _SHAKESPEARE_GPU),
     "shakespeare_char_cpu": Preset(
         "2 CPU cores",
-        40,
+        25,
         "1.42 nats/character (validation), 1.57 (test)",
         {
             "data.source": "tiny_shakespeare",
@@ -162,7 +162,7 @@ PRESETS = {
     ),
     "ptb_lstm_small": Preset(
         "2 CPU cores",
-        60,
+        25,
         "test perplexity 115.2 (Zaremba et al. 2014: 114.5)",
         _zaremba(
             width=200,
@@ -191,7 +191,7 @@ PRESETS = {
     "ptb_lstm_large": Preset(
         "1 GPU",
         150,
-        "test perplexity 78.4",
+        "not recorded yet (Zaremba et al. 2014: test perplexity 78.4)",
         _zaremba(
             width=1500,
             length=35,
@@ -205,7 +205,7 @@ PRESETS = {
     "wikitext2": Preset(
         "1 GPU",
         60,
-        "test perplexity 95",
+        "not recorded yet",
         {
             "data.source": "wikitext2",
             "data.tokenizer": "word",

@@ -1,4 +1,4 @@
-"""Text-to-image diffusion: the noise predictor of DDPM is told a caption (row G11 of the lectures).
+"""Text-to-image diffusion: the noise predictor of DDPM is told a caption.
 
   python -m jaxgen.run --config=experiments/text_to_image.py:digits --workdir=runs/text_to_image_digits
   ... --mode=sample "--config.sampling.captions=a large 3 on the left;two small 5s side by side"
