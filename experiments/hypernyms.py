@@ -127,7 +127,7 @@ def load_pairs(source: str, *, unit_length: bool) -> Pairs:
     elif name == "pairs" and detail.count(",") == 1:
         file_name, vectors_name = detail.split(",")
         vectors = _vectors(vectors_name)
-        pairs, label = _own_pairs(Path(file_name).expanduser(), vectors)
+        pairs, label = _own_pairs(Path(os.path.expanduser(file_name)), vectors)
     else:
         raise UserError(
             f"data.source={source} is none of planted, zh, wordnet:VECTORS, bless:VECTORS, evalution:VECTORS "
@@ -144,7 +144,7 @@ def load_pairs(source: str, *, unit_length: bool) -> Pairs:
 
 
 def _file(name: str) -> Path:
-    path = Path(os.environ.get("JAXGEN_DATA_DIR", "")).expanduser() / "hypernyms" / name
+    path = Path(os.path.expanduser(os.environ.get("JAXGEN_DATA_DIR", ""))) / "hypernyms" / name
     if not path.is_file():
         raise UserError(f"There is no file {path}: give the folder that holds hypernyms/ as --data_dir.")
     return path

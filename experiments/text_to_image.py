@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from experiments import common, scene_reader
-from experiments.common import Preset, checks
+from experiments.common import Preset, checks, judging
 from experiments.common.unets import make_unet
 from jaxgen import data, pictures, processes, sharding
 from jaxgen.data import captioned_scenes
@@ -432,7 +432,7 @@ def reader_need(config: ConfigDict, mesh: jax.sharding.Mesh) -> Need:
     for field in ("source", "canvas", "margin"):
         of_reader.data[field] = config.data[field]
     return Need(
-        experiment=scene_reader.build(of_reader, mesh),
+        experiment=scene_reader.build(common.for_devices(of_reader, mesh), mesh),
         source=f"experiments/scene_reader.py:{preset}",
         config=of_reader.to_dict(),
         workdir=config.evaluation.reader_workdir,
@@ -524,6 +524,7 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         scores: dict[str, Score] = {}
         for guidance in tqdm(guidances(config), desc="sampling", unit="guidance", leave=False):
             images = draw(params, key, (*seen.captions, *held_out.captions), guidance)
+            judging.check_finite(images)
             images = data.from_unit_range(images, 256)
             obeyed, features = judge.obeyed(images[:num], seen)
             obeyed_held_out, _ = judge.obeyed(images[num:], held_out)

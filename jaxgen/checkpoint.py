@@ -8,10 +8,12 @@ or whose digests differ is set aside and the one before it is used.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +69,19 @@ def _described(state: PyTree) -> dict[str, Any]:
     }
 
 
+def _fingerprint(leaves: Mapping[str, Any]) -> str:
+    """Of what `_described` said: a flipped bit in it would else be taken for another model's."""
+    return hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
 def _check_same_model(found: dict[str, Any], state: PyTree, directory: Path) -> None:
     """UserError naming the first leaf that another model's checkpoint lacks, adds or shapes differently."""
     expected = {
@@ -109,6 +124,17 @@ def _read(what: str, read: Callable[[], Any]) -> Any:
     return content
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, without its own watch for SIGTERM to one process of several.
+
+    It would name updates where `sharding.StopAgreement` names dispatches, to the one counter that JAX has for
+    both, and the processes would then wait for a dispatch of that far higher number.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one workdir: saved asynchronously, the newest `keep` and the best one kept.
 
@@ -149,20 +175,29 @@ class Checkpoints:
     def _open(self) -> None:
         handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         try:
-            self._manager = ocp.CheckpointManager(
-                self.directory, options=self._options, item_handlers=handlers
+            self._manager = _Manager(self.directory, options=self._options, item_handlers=handlers)
+        except ValueError as error:  # Orbax reads every checkpoint's description of itself and metrics here
+            damaged = next(
+                (path for path in sorted(self.directory.glob("*/metrics/metrics")) if not _is_json(path)),
+                f"A file _CHECKPOINT_METADATA in {self.directory}",
             )
-        except ValueError as error:  # Orbax reads every checkpoint's description of itself here
             raise UserError(
-                f"A file _CHECKPOINT_METADATA in {self.directory} is not what was saved ({error}); "
-                "delete it, the checkpoint can be read without."
+                f"{damaged} is not what was saved ({error}); delete it, the checkpoint can be read without."
             ) from error
+        self._best_saved = max(self._goodness_by_step().values(), default=-math.inf)
 
     def _goodness(self, metrics: Any) -> float:
-        value = metrics[self._best_metric]
+        value = metrics.get(self._best_metric, math.nan)
         if not math.isfinite(value):  # NaN compares with nothing: it would stand in the real best's place
             return -math.inf
         return value if self._best_is_higher else -value
+
+    def is_best(self, metrics: Metrics) -> bool:
+        """Whether a save of these metrics would be the best one; every process calls it."""
+        if self._best_metric not in metrics:
+            return False
+        values = {self._best_metric: float(metrics[self._best_metric].value)}
+        return sharding.everywhere(self._goodness(values) > self._best_saved)
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, oldest first."""
@@ -177,17 +212,20 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         values = {name: float(mean.value) for name, mean in (metrics or {}).items()}
+        leaves = _described(state)
         try:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    meta=ocp.args.JsonSave({"leaves": _described(state)}),
+                    meta=ocp.args.JsonSave({"leaves": leaves, "sha256": _fingerprint(leaves)}),
                 ),
                 metrics=values if self._best_metric in values else None,
             )
         except (OSError, ValueError) as error:  # the latter is TensorStore's, and may be of the save before
             raise _disk_error(self.directory, error) from error
+        if self._best_metric in values:
+            self._best_saved = max(self._best_saved, self._goodness(values))
 
     def wait(self) -> None:
         """Returns when the last save is on disk."""
@@ -215,7 +253,7 @@ class Checkpoints:
         """
         steps = self.steps()[::-1]
         if which == "best" and steps:
-            steps = [self._best_step(steps)]
+            steps = [self._best_step()]
         damaged: list[int] = []
         for step in steps:
             try:
@@ -238,25 +276,33 @@ class Checkpoints:
             )
         return None
 
-    def _best_step(self, steps: list[int]) -> int:
+    def _best_step(self) -> int:
         if not self._best_metric:
             raise UserError("This run keeps no best checkpoint: it was trained without train.best_metric.")
-        with_metrics = {}
-        for step in steps:
-            with contextlib.suppress(Exception):  # a damaged metrics file only loses its step the title
+        goodness = self._goodness_by_step()
+        if not goodness:
+            raise UserError("No checkpoint has a value of train.best_metric yet: use --checkpoint=newest.")
+        return max(goodness, key=lambda step: (goodness[step], step))
+
+    def _goodness_by_step(self) -> dict[int, float]:
+        """Of the complete checkpoints that have a value of best_metric."""
+        goodness: dict[int, float] = {}
+        for step in self.steps() if self._best_metric else []:
+            with contextlib.suppress(Exception):  # a metrics file damaged since the start: no title for it
                 metrics = self._manager.metrics(step)
                 if metrics and self._best_metric in metrics:
-                    with_metrics[step] = self._goodness(metrics)
-        if not with_metrics:
-            raise UserError("No checkpoint has a value of train.best_metric yet: use --checkpoint=newest.")
-        return max(with_metrics, key=lambda step: (with_metrics[step], step))
+                    goodness[step] = self._goodness(metrics)
+        return goodness
 
     def _restore_step(self, step: int, abstract_state: PyTree) -> TrainState:
         directory = self.directory / str(step)
 
         def read_description() -> dict[str, Any]:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            return {path: dict(leaf) for path, leaf in meta["leaves"].items()}
+            leaves = {path: dict(leaf) for path, leaf in meta["leaves"].items()}
+            if meta.get("sha256", _fingerprint(leaves)) != _fingerprint(leaves):  # older ones have none
+                raise ValueError("not what was saved")
+            return leaves
 
         leaves = _read("its description", read_description)
         _check_same_model(leaves, abstract_state, directory)

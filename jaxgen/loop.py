@@ -58,7 +58,7 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal_number is not None:  # asked twice: do not save, just go
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         self.signal_number = number
         if self._raise:
             raise Interrupted(number)
@@ -376,8 +376,10 @@ def _run(
                 stopping = True
 
             # ---- save
-            if due_save or last or stopping:
+            if due_save or last or stopping or (validation is not None and checkpoints.is_best(validation)):
                 checkpoints.save(state, validation)
+                if last:  # while signals are still heard
+                    checkpoints.wait()
                 if stop.signal_number is not None:  # it may have come during the save, and this be the last
                     checkpoints.wait()
                     recorder.message(f"Stopped after update {step}, all saved; the same command goes on.")

@@ -13,6 +13,7 @@ evaluates, samples and writes the report. A mistake of the user ends with one se
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 import signal
@@ -85,9 +86,10 @@ def run(asked: flags.FlagValues, source: str | None, config: ConfigDict | None) 
         return
     _check_flags_of_mode(asked)
     if asked.data_dir is not None:
-        if not os.path.isdir(asked.data_dir):
+        data_dir = os.path.expanduser(asked.data_dir)
+        if not os.path.isdir(data_dir):
             raise UserError(f"--data_dir={asked.data_dir} is not a folder.")
-        os.environ["JAXGEN_DATA_DIR"] = os.path.abspath(asked.data_dir)
+        os.environ["JAXGEN_DATA_DIR"] = os.path.abspath(data_dir)
     if asked.mode == "plan":
         if source is None or config is None:
             raise UserError(_NO_CONFIG)
@@ -97,7 +99,7 @@ def run(asked: flags.FlagValues, source: str | None, config: ConfigDict | None) 
         return
     if not asked.workdir:
         raise UserError("Say where the run's files go: --workdir=runs/NAME.")
-    workdir = Path(asked.workdir).absolute()
+    workdir = Path(os.path.expanduser(asked.workdir)).absolute()  # "--workdir=~/x" is left so by the shell
 
     from jaxgen import session  # here, so that the mistakes above are told a second or two earlier
 
@@ -197,6 +199,8 @@ def _leave(argv: Sequence[str]) -> NoReturn:
 
 
 if __name__ == "__main__":
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a locale without arrows is no reason to fail
     _quiet_libraries()
     memory.collect_garbage_seldom()
     memory.keep_freed_memory()

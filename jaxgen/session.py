@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any, Literal, NoReturn
+from typing import IO, Any, Literal
 
 import jax
 from ml_collections import ConfigDict
@@ -62,6 +63,8 @@ class Session:
         abstract = loop.abstract_state(self.experiment, self.mesh)
         if replicas.labels_of(self.experiment):
             loop.abstract_update(self.experiment, abstract)
+        if trained:
+            _check_same_data(workdir, self.experiment, config.to_dict())
 
     # ---- modes
 
@@ -71,19 +74,18 @@ class Session:
         with _WorkdirLock(self.workdir):
             _claim(self.workdir, self.experiment, self.source, self.config.to_dict())
             started = time.perf_counter()
-            try:
+            with _exit_when_interrupted():
                 state = loop.train(self.experiment, self.workdir, self.mesh, profile=profile)
                 _say(f"Trained to update {int(state.step)} in {_duration(time.perf_counter() - started)}.")
                 self._finish(state)
-            except loop.Interrupted as stopped:
-                _exit_by_signal(stopped)
             self._report()
 
     def evaluate(self, which: Literal["newest", "best"]) -> None:
         """Scores a checkpoint of a trained run; writes result.json and the report."""
         self._check_needs()
         state = _restore(self.experiment, self.workdir, self.mesh, which)
-        self._evaluate(state, which)
+        with _exit_when_interrupted():  # it may train what the evaluation needs
+            self._evaluate(state, which)
         self._report()
 
     def sample(self, which: Literal["newest", "best"], *, num: int, seed: int) -> None:
@@ -122,10 +124,11 @@ class Session:
         for name, need in self.experiment.needs.items():
             loop.abstract_state(need.experiment, self.mesh)
             if need.workdir:
-                workdir = Path(need.workdir)
+                workdir = _folder(need.workdir)
                 check_is_run(workdir)
                 free = ("train.", "optim.", *_FREE_GROUPS)
                 _check_same_config(workdir, need.source, need.config, free=free)
+                _check_finished(workdir, need.experiment)
             else:
                 _check_free_or_same(self._need_workdir(name), need.source, need.config)
 
@@ -135,7 +138,7 @@ class Session:
     def _needed_state(self, name: str, need: Need) -> TrainState:
         """The trained state of another run that the evaluation uses, trained now unless it was before."""
         if need.workdir:
-            return _restore(need.experiment, Path(need.workdir), self.mesh, "newest")
+            return _restore(need.experiment, _folder(need.workdir), self.mesh, "newest")
         workdir = self._need_workdir(name)
         with _WorkdirLock(workdir):  # another evaluation of the run may have come here too
             _claim(workdir, need.experiment, need.source, need.config)
@@ -255,6 +258,34 @@ def _check_same_config(
         )
 
 
+def _check_same_data(workdir: Path, experiment: Experiment, config: Mapping[str, Any]) -> None:
+    """UserError where the data, a tokeniser made from them included, are not those of the run in the workdir.
+
+    How many held-out ones there are may depend on the free groups: with other values of these only what was
+    trained on counts.
+    """
+    saved, given = _fields(_read_config(workdir)["config"], config)
+    first, now = _read_manifest(workdir)["data"], experiment.data_fingerprints
+    changed = {name for name in first.keys() | now.keys() if first.get(name) != now.get(name)}
+    if saved != given:
+        changed = {name for name in changed if name.partition("@")[0] not in ("validation", "test")}
+    if changed:
+        raise UserError(f"The data have changed since the run in {workdir} began; use another --workdir.")
+
+
+def _check_finished(workdir: Path, experiment: Experiment) -> None:
+    """UserError where the run in a workdir was stopped before its last update."""
+    num_steps = recorded.flatten(_read_config(workdir)["config"]).get("train.num_steps")
+    checkpoints = loop.open_checkpoints(experiment, workdir)
+    newest = max(checkpoints.steps(), default=0)
+    checkpoints.close()
+    if isinstance(num_steps, int) and newest < num_steps:
+        raise UserError(
+            f"The run in {workdir} is at update {newest} of {num_steps}: train it to the end first, by the "
+            "command that began it."
+        )
+
+
 def _fields(saved: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A run's own config and the one that is given now, by dotted name."""
     theirs, ours = recorded.flatten(saved), recorded.flatten(files.plain(given))
@@ -294,11 +325,8 @@ def _claim(workdir: Path, experiment: Experiment, source: str, config: Mapping[s
     with sharding.together():
         _check_free_or_same(workdir, source, config)
         if (workdir / "config.json").exists():
+            _check_same_data(workdir, experiment, config)
             first = _read_manifest(workdir)
-            if first["data"] != manifest["data"]:
-                raise UserError(
-                    f"The data have changed since the run in {workdir} began; use another --workdir."
-                )
             manifest = {**first, "resumed": [*first.get("resumed", []), manifest]}
     with sharding.together():
         if sharding.is_first_process():
@@ -357,6 +385,10 @@ class _WorkdirLock:
 # ---- the process
 
 
+def _folder(path: str) -> Path:
+    return Path(os.path.expanduser(path))
+
+
 def _say(text: object) -> None:
     if sharding.is_first_process():
         print(text)
@@ -388,9 +420,13 @@ def _use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
-def _exit_by_signal(stopped: loop.Interrupted) -> NoReturn:
-    print(f"jaxgen: {stopped}; the same command goes on.", file=sys.stderr)
-    raise SystemExit(128 + stopped.signal_number)
+@contextlib.contextmanager
+def _exit_when_interrupted() -> Iterator[None]:
+    try:
+        yield
+    except loop.Interrupted as stopped:
+        print(f"jaxgen: {stopped}; the same command goes on.", file=sys.stderr)
+        raise SystemExit(128 + stopped.signal_number) from stopped
 
 
 def _duration(seconds: float) -> str:

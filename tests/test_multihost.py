@@ -8,6 +8,8 @@ of their norm would hide a wrong update: they may differ by 1e-2 of the distance
 """
 
 import shutil
+import signal
+import time
 
 import elastic
 import jax
@@ -111,6 +113,28 @@ def test_a_run_goes_on_with_more_and_with_fewer_processes(one, tmp_path):
         assert str(path) in stop
         with np.load(path) as rows:
             assert np.isnan(rows["image"]).any() == (number == 1)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_processes_stops_both_after_the_same_update(tmp_path):
+    """Orbax asks JAX about SIGTERM at a save by the number of its update, which is ten times ours."""
+    extra = ["--config.train.num_steps=100000", "--config.train.steps_per_dispatch=10", "--distributed"]
+    every = [f"--config.train.{what}_every=10" for what in ("checkpoint", "log")]
+    changes = [*elastic.AS_FLAGS, *extra, *every, "--config.train.validate_every=100000"]
+    command = jaxgen_command("--config=experiments/ddpm.py:smoke", f"--workdir={tmp_path}", *changes)
+    running = elastic.start(command, processes=2)
+
+    def newest():
+        return max((int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*0")), default=0)
+
+    while newest() < 200 and running[0].poll() is None:
+        time.sleep(0.05)
+    signalled_at = newest()
+    running[1].send_signal(signal.SIGTERM)
+    for status, _, stderr in elastic.finish(running, seconds=300):
+        assert status == 128 + signal.SIGTERM, stderr
+        assert "stopped by SIGTERM; the same command goes on" in stderr
+    assert newest() - signalled_at < 500  # 20 when this was written; by Orbax's count 1,800
 
 
 @pytest.mark.slow

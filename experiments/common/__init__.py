@@ -187,6 +187,16 @@ def rows_of(image: Array) -> Array:
     return (image.reshape(image.shape[0], -1) + 1) / 2
 
 
+def for_devices(config: ConfigDict, mesh: jax.sharding.Mesh) -> ConfigDict:
+    """The config of a run that another needs, with evaluation.batch_size a multiple of this mesh's devices.
+
+    The user of the other run has no say in it; no score depends on it.
+    """
+    fitting: ConfigDict = config.copy_and_resolve_references()
+    fitting.evaluation.batch_size = -(-config.evaluation.batch_size // mesh.size) * mesh.size
+    return fitting
+
+
 def make_evaluation(
     compute: Callable[[PyTree, Mapping[str, Any], Key], Metrics],
     source: data.Source,

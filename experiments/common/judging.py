@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import classifier
+from experiments import classifier, common
 from jaxgen import data, sharding
 from jaxgen.interop import inception
 from jaxgen.metrics.classification import class_entropy, class_histogram, share_recognised
 from jaxgen.metrics.frechet import FeatureStatistics, frechet_between
 from jaxgen.metrics.generation import inception_score, kernel_distance, precision_and_recall
 from jaxgen.models.inception import InceptionV3
-from jaxgen.types import Array, Need, PyTree, Score, Scores, TrainState
+from jaxgen.types import Array, Need, PyTree, Score, Scores, TrainState, UserError
 
 _RECOGNISED = 0.9
 LEAST_IMAGES = 4  # of samples, of training and of held-out images, for neighbours of the third order
@@ -36,11 +36,21 @@ def classifier_need(preset: str, *, workdir: str, source: str, mesh: jax.shardin
     config = classifier.get_config(preset)
     config.data.source = source
     return Need(
-        experiment=classifier.build(config, mesh),
+        experiment=classifier.build(common.for_devices(config, mesh), mesh),
         source=f"experiments/classifier.py:{preset}",
         config=config.to_dict(),
         workdir=workdir,
     )
+
+
+def check_finite(samples: np.ndarray) -> None:
+    """UserError where a sampler has diverged."""
+    bad = len(samples) - int(np.isfinite(samples).reshape(len(samples), -1).all(axis=1).sum())
+    if bad:
+        raise UserError(
+            f"{bad} of {len(samples)} samples hold numbers that are not finite, so they cannot be judged: "
+            "take other values of the fields of sampling, or train for longer."
+        )
 
 
 def _weights_hash(params: PyTree) -> str:
@@ -156,6 +166,7 @@ class ImageJudge:
         samples: float32 [N, H, W, C], nominally in [-1, 1]; they are rounded to the data's levels first, as
         they would be when written to a file.
         """
+        check_finite(samples)
         levels = self._test.num_levels
         samples = data.to_unit_range(data.from_unit_range(samples, levels), levels)
         num, num_test = len(samples), len(self._test)

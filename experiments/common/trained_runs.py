@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import types
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ class TrainedRun(NamedTuple):
 
 def read_run(workdir: str) -> TrainedRun:
     """The run in a folder. Raises UserError where it holds none, or one of another version."""
-    folder = Path(workdir).expanduser()
+    folder = Path(os.path.expanduser(workdir))
     path = folder / "config.json"
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))

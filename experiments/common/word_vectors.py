@@ -92,7 +92,7 @@ def text_file(source: str, path: str, lowercase: bool) -> Path:
     if source == "file":
         if not path:
             raise UserError("data.source=file needs the name of the text: --config.data.path=FILE.")
-        return _lowered(Path(path).expanduser()) if lowercase else Path(path).expanduser()
+        return _lowered(Path(os.path.expanduser(path))) if lowercase else Path(os.path.expanduser(path))
     texts = cache_dir() / "texts"
     if source == "pydocs":
         made = texts / ("pydocs_lower.txt" if lowercase else "pydocs.txt")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, get_args
@@ -247,7 +248,7 @@ def load_captioned_folder(path: str, split: str, *, max_bytes: int = 2**30) -> t
     the folder. All images have one size and are all grey or all colour; more than `max_bytes` of them stay on
     disk. Raises UserError where a file is missing, no image or no such text.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     table = folder / CAPTIONS
     try:
         text = table.read_bytes().decode("utf-8-sig")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def load_npz(path: str, split: str) -> Source:
     """
     if split not in ("train", "test"):
         raise unknown("split", split, ("train", "test"))
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not file.is_file():
         raise UserError(f"there is no file {file}")
     wanted = ("image", "images", "label", "labels")
@@ -107,7 +108,7 @@ def load_text(path: str, split: str) -> Source:
 
     Raises UserError where there is no such file, or the split is empty.
     """
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not file.is_file():
         raise UserError(f"there is no file {file}")
     try:

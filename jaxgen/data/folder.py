@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def load_folder(path: str, split: str, *, max_bytes: int) -> Source:
     transparency is dropped. Decoded images of more than `max_bytes` in all stay on disk as an `ImageFiles`.
     Raises UserError for a folder without images, a file that is no image, and images of different shapes.
     """
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     if split not in ("train", "test"):
         raise unknown("split", split, ("train", "test"))
     if not root.is_dir():

@@ -43,7 +43,7 @@ def missing(name: str, originals: Sequence[Original], places: Sequence[str], adv
 def data_folders(data_dir: str | None, names: Sequence[str]) -> list[Path]:
     """The folders `names` in `data_dir`, else in the environment's JAXGEN_DATA_DIR, else none."""
     root = data_dir or os.environ.get("JAXGEN_DATA_DIR")
-    return [Path(root).expanduser() / name for name in names] if root else []
+    return [Path(os.path.expanduser(root)) / name for name in names] if root else []
 
 
 def find(originals: Sequence[Original], folders: Sequence[Path]) -> Path | None:

@@ -10,6 +10,7 @@ import dataclasses
 import gzip
 import hashlib
 import lzma
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -144,7 +145,7 @@ def read_corpus_file(corpus: Corpus, name: str, data_dir: str | None = None) -> 
 
 def read_user_text(path: str) -> str:
     """A text file of the user's, UTF-8. Raises UserError where it is missing, empty or not UTF-8."""
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not file.is_file():
         raise UserError(f"there is no file {file}")
     try:

@@ -48,7 +48,7 @@ def read_word2vec(
     Raises:
         UserError: where there is no such file, or anything in it is not as this module's page says.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     binary = path.suffix == ".bin" if binary is None else binary
     if limit is not None and limit < 1:
         raise UserError(f"at least 1 word must be read, not {limit}.")
@@ -81,7 +81,7 @@ def write_word2vec(
     Raises:
         UserError: where a word cannot be written, occurs twice, or a number is not finite.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     binary = path.suffix == ".bin" if binary is None else binary
     if style not in ("gensim", "c"):
         raise UserError(f"word vectors are written in the style 'gensim' or 'c', not {style!r}.")

@@ -162,7 +162,7 @@ def read_similarities(path: str | os.PathLike[str]) -> list[WordPair]:
 def _lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
     """(number, line) of those with something on them."""
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:

@@ -94,7 +94,7 @@ def encode_file(
     A corpus is found again by the file's path, size and time of change, and the settings. Raises UserError
     where the file is missing, empty or not UTF-8, or no word is left.
     """
-    path, directory = Path(path).expanduser(), Path(directory).expanduser()
+    path, directory = Path(os.path.expanduser(path)), Path(os.path.expanduser(directory))
     if end is not None and not lines:
         raise UserError("an end-of-sentence word needs lines that are sentences.")
     settings = {"min_count": min_count, "max_size": max_size, "unknown": unknown, "max_types": max_types}
@@ -120,7 +120,7 @@ def encode_file(
 
 def _pieces(path: str | os.PathLike[str], chunk_bytes: int) -> Iterator[str]:
     """The text in pieces that end at white space, the last one with a line's end."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     done, carry, last = 0, b"", b""
@@ -190,7 +190,7 @@ def write_corpus(
     made of, as JSON. All files are written aside and moved, the description last, so that a corpus half
     written is none, and processes that encode the same text at once do not harm each other.
     """
-    directory = Path(directory).expanduser()
+    directory = Path(os.path.expanduser(directory))
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory, prefix=".encoding-") as folder:
@@ -259,7 +259,7 @@ def open_corpus(directory: str | os.PathLike[str], *, verify: bool = False) -> C
 
     verify: whether to read all of it and compare its checksums; otherwise only the sizes are compared.
     """
-    directory = Path(directory).expanduser()
+    directory = Path(os.path.expanduser(directory))
     description = _read_description(directory)
     again = f"{directory} is damaged: delete it and encode the text again"
     try:

@@ -100,7 +100,7 @@ def test_only_the_writer_removes_what_is_half_saved(three):
     assert not half_saved.exists()
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "metadata"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "metadata", "shape", "key"])
 def test_a_damaged_newest_checkpoint_falls_back_and_is_set_aside(three, damage):
     newest = three / "2"
     victim = _largest_file(newest)
@@ -112,8 +112,13 @@ def test_a_damaged_newest_checkpoint_falls_back_and_is_set_aside(three, damage):
         victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
     elif damage == "delete":
         victim.unlink()
-    else:
+    elif damage == "metadata":
         (newest / "meta" / "metadata").write_text("{")
+    else:
+        good, bad = {"shape": ("400", "401"), "key": ('"dtype"', '"dtypd"')}[damage]
+        description = (newest / "meta" / "metadata").read_text()
+        assert good in description
+        (newest / "meta" / "metadata").write_text(description.replace(good, bad, 1))
     checkpoints, messages = _reopen(three)
     restored = checkpoints.restore(_abstract(_state(0)), set_aside=True)
     assert int(restored.step) == 1
@@ -164,6 +169,24 @@ def test_a_description_that_orbax_did_not_write_may_be_deleted(three, content):
     assert messages == []
 
 
+@pytest.mark.parametrize("content", [b"", b'{"loss": 1\xff'])
+def test_damaged_metrics_may_be_deleted(tmp_path, content):
+    options = {"keep": 3, "best_metric": "loss"}
+    checkpoints = Checkpoints(tmp_path / "c", **options)
+    for step in range(3):
+        checkpoints.save(_state(step), {"loss": Mean(jnp.float32(step), jnp.float32(1.0))})
+    checkpoints.close()
+    damaged = tmp_path / "c" / "0" / "metrics" / "metrics"
+    damaged.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{damaged} is not what was saved .* delete it"):
+        Checkpoints(tmp_path / "c", **options)
+    damaged.unlink()
+    checkpoints = Checkpoints(tmp_path / "c", **options)
+    assert int(checkpoints.restore(_abstract(_state(0)), "best").step) == 1
+    assert int(checkpoints.restore(_abstract(_state(0))).step) == 2
+    checkpoints.close()
+
+
 def test_another_models_checkpoint_is_refused_by_name(three):
     checkpoints, _ = _reopen(three)
     with pytest.raises(UserError, match=r"another model: .*params.*'w'.*float32\[400, 3\].*float32\[5, 3\]"):
@@ -203,6 +226,26 @@ def test_a_validation_that_is_not_finite_is_not_the_best(tmp_path, higher):
     best = 2 if higher else 1
     assert checkpoints.steps() == [best, 6]
     assert int(checkpoints.restore(_abstract(_state(0)), "best").step) == best
+    checkpoints.close()
+
+
+def test_what_would_be_the_best_is_known(tmp_path):
+    def metrics(loss):
+        return {"loss": Mean(jnp.float32(loss), jnp.float32(1.0))}
+
+    checkpoints = Checkpoints(tmp_path / "c", keep=1, best_metric="loss")
+    assert checkpoints.is_best(metrics(3.0))
+    assert not checkpoints.is_best(metrics(np.nan))
+    assert not checkpoints.is_best({})
+    checkpoints.save(_state(0), metrics(3.0))
+    checkpoints.save(_state(1), metrics(4.0))
+    assert [checkpoints.is_best(metrics(loss)) for loss in (3.5, 3.0, 2.5)] == [False, False, True]
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "c", keep=1, best_metric="loss")
+    assert [checkpoints.is_best(metrics(loss)) for loss in (3.5, 3.0, 2.5)] == [False, False, True]
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "c", keep=1)
+    assert not checkpoints.is_best(metrics(2.5))
     checkpoints.close()
 
 

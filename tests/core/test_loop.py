@@ -202,6 +202,47 @@ def test_sigterm_during_a_save_stops_after_it(tmp_path, monkeypatch, step):
     assert _lines(tmp_path)[-1]["step"] == step
 
 
+def test_sigterm_while_the_last_save_is_written_is_heard(tmp_path, monkeypatch):
+    wait, waits = loop.Checkpoints.wait, []
+
+    def signalled(checkpoints):
+        if not waits:
+            os.kill(os.getpid(), signal.SIGTERM)
+        waits.append(checkpoints)
+        wait(checkpoints)
+
+    monkeypatch.setattr(loop.Checkpoints, "wait", signalled)
+    default = signal.signal(signal.SIGTERM, lambda *_: None)  # where nobody listens it must not end pytest
+    try:
+        with pytest.raises(loop.Interrupted):
+            _train(_experiment(tmp_path), tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, default)
+    assert (tmp_path / "checkpoints" / "23").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_a_second_signal_ends_at_once_by_its_own_name(number, error):
+    with loop.StopRequest() as stop:
+        os.kill(os.getpid(), number)
+        assert stop.signal_number == number
+        with pytest.raises(error) as ended:
+            os.kill(os.getpid(), number)
+    assert number == signal.SIGINT or ended.value.code == 128 + number
+
+
+@pytest.mark.parametrize("best_metric", ["", "error"])
+def test_the_best_validation_is_saved_wherever_it_falls(tmp_path, best_metric):
+    """Validations at 8 and 16, saves at the end alone; the best is at 8."""
+    settings = dataclasses.replace(SETTINGS, checkpoint_every=23, best_metric=best_metric)
+    validate = lambda state: {"error": Mean.of(jnp.float32(state.step)[None])}
+    _train(_experiment(tmp_path, settings, validate=validate), tmp_path)
+    steps = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert steps == ({"0", "8", "23"} - ({"0"} if best_metric else {"8"}))
+
+
 def test_profile_writes_a_trace(tmp_path):
     loop.train(_experiment(tmp_path), tmp_path, sharding.make_mesh(), show_progress=False, profile=True)
     assert [path for path in (tmp_path / "profile").rglob("*") if path.is_file()]

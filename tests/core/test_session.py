@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from jaxgen import cli, session
+from jaxgen import cli, loop, session
 from jaxgen import workdir as files
 from jaxgen.data.cache import cache_dir
 from jaxgen.types import UserError
@@ -136,6 +136,25 @@ def test_a_file_in_place_of_the_checkpoints(tmp_path):
         _session(tmp_path)
 
 
+def test_a_run_is_evaluated_on_the_data_that_it_was_trained_on(tmp_path):
+    """A text of the same characters, whose splits lie elsewhere; how many are held out may be asked anew."""
+    text, source = tmp_path / "text.txt", "experiments/language_model.py:smoke"
+    text.write_text("a rose is a rose is a rose\nno rose is a daisy\n" * 60)
+    changes = {"data.source": f"text:{text}"}
+    _claim(tmp_path / "run", source, **changes)
+    _session(tmp_path / "run", source, trained=True, **changes, **{"sampling.num": 3})
+    text.write_text("a rose is a rose is a rose\nno rose is a daisy\n" * 61)
+    for look in ({}, {"sampling.num": 3}):
+        with pytest.raises(UserError, match=r"The data have changed since the run in .*run began"):
+            _session(tmp_path / "run", source, trained=True, **changes, **look)
+
+
+def test_other_held_out_data_by_another_setting_of_the_evaluation(tmp_path):
+    source = "experiments/sequence_tasks.py:smoke"
+    _claim(tmp_path, source)
+    _session(tmp_path, source, trained=True, **{"evaluation.num_examples": 8})
+
+
 # ---- what the evaluation needs
 
 
@@ -147,9 +166,23 @@ def test_a_needed_run_is_looked_at_before_the_training(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_needed_run_may_have_been_trained_for_longer(tmp_path):
-    _claim(tmp_path / "classifier", **{"train.num_steps": 9, "optim.learning_rate": 0.1})
+def _save(this, step):
+    """An untrained state of a session's run, said to be of this update."""
+    experiment, mesh = this.experiment, this.mesh
+    state = loop.initial_state(experiment, mesh, loop.abstract_state(experiment, mesh))
+    checkpoints = loop.open_checkpoints(experiment, this.workdir)
+    checkpoints.save(state._replace(step=state.step + step))
+    checkpoints.close()
+
+
+def test_a_needed_run_may_have_been_trained_for_longer_but_must_be_finished(tmp_path):
+    needed = _claim(tmp_path / "classifier", **{"train.num_steps": 9, "optim.learning_rate": 0.1})
     this = _session(tmp_path / "run", DDPM, **{"evaluation.classifier_workdir": str(tmp_path / "classifier")})
+    _save(needed, 4)
+    with pytest.raises(UserError, match=r"classifier is at update 4 of 9: train it to the end first"):
+        this.train()
+    assert not (tmp_path / "run").exists()
+    _save(needed, 9)
     this._check_needs()
 
 
