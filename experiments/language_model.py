@@ -436,11 +436,13 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
         return make_evaluation(loss, lambda: model.initial_carry(size) if carries else {}, windows)
 
     validation = evaluation_of("validation", config.evaluation.num_tokens)
+    # Made now: a split that is too short is said before the training.
+    whole = {split: evaluation_of(split) for split in ("validation", "test")}
 
     def evaluate(state: TrainState, needs: object) -> Scores:
         scores: dict[str, Score] = {}
-        for split in ("validation", "test"):
-            found = evaluation_of(split)(state.sampling_params)
+        for split, evaluation in whole.items():
+            found = evaluation(state.sampling_params)
             scores.update(text_scores(config, tokenizer, split, texts[split].text, tokens[split], found))
         return scores
 

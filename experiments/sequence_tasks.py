@@ -249,12 +249,15 @@ def build(config: ConfigDict, mesh: jax.sharding.Mesh) -> Experiment:
 
 
 def describe(task: Task, tokens: np.ndarray, length: int, target: np.ndarray, predicted: np.ndarray) -> str:
-    """An example, its classes and the predicted ones: a line each, for tokens a letter each (space: dot)."""
+    """An example, its classes and the predicted ones: a line each.
+
+    Classes of tokens are a sign each: their first letter, a dot for space and # for number.
+    """
     symbols = [task.symbols[i] for i in tokens[:length]]
     if np.ndim(target) == 0:
         joined = (" " if max(map(len, symbols)) > 1 else "").join(symbols)
         return f"text      {joined}\nclass     {task.classes[target]}\npredicted {task.classes[predicted]}"
-    letters = [name[0] if name != "space" else "." for name in task.classes]
+    letters = [{"space": ".", "number": "#"}.get(name, name[0]) for name in task.classes]
     lines = {
         "text": "".join(symbol if symbol.isprintable() else "¶" for symbol in symbols),
         "class": "".join(letters[i] for i in target[:length]),

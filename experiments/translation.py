@@ -259,6 +259,12 @@ def check(config: ConfigDict) -> None:
             f"The last of data.buckets={tuple(config.data.buckets)} must be at least data.max_length="
             f"{config.data.max_length}."
         )
+    learned = config.model.kind == "transformer" and config.model.positions == "learned"
+    if learned and config.sampling.max_new_tokens > max(config.data.buckets):
+        raise UserError(
+            f"sampling.max_new_tokens={config.sampling.max_new_tokens} is more than the "
+            f"{max(config.data.buckets)} positions that are learned, the last of data.buckets: lower it."
+        )
     # A dispatch stacks batches of one shape, so a bucket must not change inside one.
     for field in ("log_every", "validate_every", "sample_every", "checkpoint_every"):
         if config.train[field] % config.train.steps_per_dispatch and len(config.data.buckets) > 1:
@@ -304,8 +310,7 @@ def make_model(config: ConfigDict, source_vocab: int, target_vocab: int) -> Enco
     """The network that config.model describes."""
     model, dtype = config.model, common.DTYPES[config.model.dtype]
     if model.kind == "transformer":
-        longest = max(config.data.buckets[-1], config.sampling.max_new_tokens + 1)
-        spec = shared.transformer_spec(model, max_length=longest)
+        spec = shared.transformer_spec(model, max_length=config.data.buckets[-1])
         return EncoderDecoder(
             source_vocab, target_vocab, spec, shared_embedding=model.shared_embedding, dtype=dtype
         )
@@ -329,7 +334,7 @@ def make_translate(
 
     The best of `beam`, or where that is 1 a chain of choices as config.sampling makes them.
     """
-    num, room = config.max_new_tokens, config.max_new_tokens + 1
+    num = config.max_new_tokens
     choose = shared.make_choose(config)
 
     @jax.jit
@@ -339,7 +344,7 @@ def make_translate(
         tiled = repeat_rows(memory, beam)
         start = jnp.full((len(indices), 1), target.bos_id, jnp.int32)
         ones = jnp.ones(len(indices), jnp.int32)
-        prefill = lambda rows, n: model.apply(variables, memory, rows, n, cache_length=room, method="prefill")
+        prefill = lambda rows, n: model.apply(variables, memory, rows, n, cache_length=num, method="prefill")
         step = lambda cache, token, at: model.apply(variables, tiled, cache, token, at, method="step")
         ends = {"eos": target.eos_id, "pad": target.pad_id, "max_new_tokens": num}
         if beam > 1:
@@ -525,7 +530,8 @@ def to_text(tokenizer: Tokenizer, ids: np.ndarray) -> str:
 
 def translation_scores(written: Sequence[str], references: Sequence[str], *, beam: int) -> Scores:
     """BLEU and chrF with their signatures, and the share that is exactly right."""
-    bleu, chrf = metrics.bleu(written, references), metrics.chrf(written, references)
+    bleu = metrics.bleu(written, references, tokenize=metrics.bleu_tokenizer(references))
+    chrf = metrics.chrf(written, references)
     suffix, num = (f"_beam{beam}" if beam > 1 else ""), len(written)
     exact = metrics.exact_match(written, references)
     return {

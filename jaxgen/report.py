@@ -275,6 +275,8 @@ def _picture(path: Path, caption: str) -> tuple[dict[str, Any] | None, str]:
             image.load()
     except (UnidentifiedImageError, OSError, SyntaxError):
         return None, f"{caption}.png is damaged and is not shown."
+    except Image.DecompressionBombError:
+        return None, f"{caption}.png has too many pixels to show here."
     encoded = base64.b64encode(content).decode()
     return {"base64": encoded, "width": width, "height": height, "caption": caption}, ""
 

@@ -139,8 +139,8 @@ class LoopSettings:
     """How long the loop runs and how often it does what; all counts are in update steps.
 
     steps_per_dispatch: updates done by one compiled call, so that Python costs little beside a small model
-    best_metric: the validation metric whose best checkpoint is kept besides the newest `keep_checkpoints`
-        ("" keeps none)
+    best_metric: the validation metric whose best checkpoint is kept besides the newest `keep_checkpoints`,
+        saved wherever the best validation falls ("" keeps none)
     """
 
     num_steps: int

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from command import ROOT, environment, jaxgen_command, run
 
+from experiments import common
 from jaxgen import run as entry
 from jaxgen.types import UserError
 
@@ -321,6 +322,7 @@ FILES = {
     "empty.txt": b"",
     "latin1.txt": "caf\u00e9 au lait\n".encode("latin-1"),
     "short.txt": b"one two three\n",
+    "short_end.txt": b"one two three four\n" * 20 + b"x" * 20,
     "one.txt": b"a\nb\n",
     "two.txt": b"c\n",
     "no_tab.tsv": b"hello\tbonjour\nbye\n",
@@ -398,12 +400,15 @@ OTHERS = [
     ("hypernyms", "data.source=pairs:{tmp}/wide.tsv,{tmp}/good.vec", "wide.tsv is no file of pairs"),
     ("hypernyms", "data.source=pairs:{tmp}/none.tsv,{tmp}/good.vec", "none.tsv cannot be read as UTF-8"),
     ("language_model", "data.source=text:{tmp}/none.txt", "there is no file"),
+    ("language_model", "data.source=text:~nobody/none.txt", "there is no file"),
+    ("language_model", "data.source=text:{tmp}/short_end.txt data.tokenizer=word", "has nothing to predict"),
     ("language_model", "data.source=text:{tmp}/empty.txt", "empty.txt is empty."),
     ("language_model", "data.source=text:{tmp}/latin1.txt", "latin1.txt is not UTF-8 text: byte 3"),
     ("language_model", "model.kind=gruu", "unknown model.kind 'gruu': did you mean 'gru'?"),
     ("translation", "data.source=lines:{tmp}/one.txt,{tmp}/two.txt", "one.txt has 2 lines but"),
     ("translation", "data.source=tsv:{tmp}/no_tab.tsv", "line 2, has no tab: each line must be source TAB"),
     ("translation", "data.source=tsv:{tmp}/empty.txt", "empty.txt is empty."),
+    ("translation", "model.positions=learned sampling.max_new_tokens=999", "positions that are learned"),
     ("translation", "data.source=datse", "unknown pairs 'datse': did you mean 'dates'?"),
     ("restoration", "denoiser={tmp}/nothing", "nothing holds no run: "),
     ("restoration", "denoiser={tmp}/damaged", "config.json is damaged: it says no experiment, preset and"),
@@ -552,6 +557,8 @@ def test_compare_with_no_recorded_run(refused, tmp_path):
 @pytest.mark.parametrize("mode", ["evaluate", "sample"])
 def test_run_without_a_checkpoint(own_caches, tmp_path, capsys, mode):
     _claimed(tmp_path / "run")
+    digits = {source.split: source.fingerprint for source in common.load_images("digits")}
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps({"data": digits}))
     before = set(_content(tmp_path))
     assert entry.main(["jaxgen.run", DDPM, f"--workdir={tmp_path}/run", f"--mode={mode}"]) == 2
     text = f"{tmp_path}/run holds no checkpoint yet: train it first, with --mode=train."

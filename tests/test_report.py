@@ -192,6 +192,13 @@ def test_charts_share_axes_by_quantity_and_name_their_units(page):
     assert len(ids) == len(set(ids))
 
 
+def test_a_picture_of_too_many_pixels_is_left_out(run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run")
+    monkeypatch.setattr(report.Image, "MAX_IMAGE_PIXELS", 1)
+    page = report.write_report(tmp_path / "run").read_text()
+    assert "has too many pixels to show here" in page
+
+
 def test_files_may_vanish_while_they_are_counted(tmp_path, monkeypatch):
     """Beside a training run, which deletes old checkpoints."""
     (tmp_path / "checkpoints").mkdir()

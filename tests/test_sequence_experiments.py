@@ -4,8 +4,10 @@ import os
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import language_model, sequence_tasks, translation
 from experiments.common import sequences as shared
@@ -18,6 +20,7 @@ from experiments.figures import (
 )
 from jaxgen import sharding
 from jaxgen.data import sequences as batches
+from jaxgen.data.sequence_tasks import load_task
 from jaxgen.data.texts import load_text
 from jaxgen.data.tokenizers import BOS, EOS, PAD, UNK, train_tokenizer
 from jaxgen.models.language_model import RecurrentLM
@@ -132,6 +135,31 @@ def test_attention_maps_come_in_order_of_the_layers():
     sown = lambda number: {"cross_attention": {"attention_weights": (np.full((1, 1, 1, 1), number),)}}
     found = shared.attention_maps({"decoder": {f"block_{n}": sown(n) for n in range(12)}}, cross=True)
     assert [weights.item() for _, weights in found] == list(range(12))
+
+
+def test_long_attention_maps_are_cut(tmp_path):
+    labels = ["a"] * 500
+    shared.save_attention_picture(tmp_path / "map.png", [("head", np.eye(500), labels, labels)] * 4)
+    with Image.open(tmp_path / "map.png") as picture:
+        assert picture.width * picture.height < 12_000_000
+
+
+def test_classes_of_tokens_are_told_apart():
+    task = load_task("labelling", "train", num=4, length=16, seed=0)
+    every = np.arange(len(task.classes))
+    shown = sequence_tasks.describe(task, np.zeros(len(every), np.int32), len(every), every, every)
+    signs = shown.splitlines()[1].removeprefix("class").strip()
+    assert len(set(signs)) == len(task.classes) == len(signs)
+
+
+@pytest.mark.parametrize("asked", [3, 8])
+def test_learned_positions_do_not_depend_on_how_long_a_translation_may_be(asked):
+    config = translation.get_config("smoke")
+    config.model.positions, config.sampling.max_new_tokens = "learned", asked
+    model, tokens = translation.make_model(config, 9, 9), jnp.ones((1, 3), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens, jnp.array([3]), tokens)["params"]
+    for side in ("encoder", "decoder"):
+        assert len(params[side]["positions"]["embedding"]) == config.data.buckets[-1]
 
 
 def test_text_ends_at_the_first_eos():

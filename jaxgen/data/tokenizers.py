@@ -105,7 +105,12 @@ class Tokenizer:
         if self.kind == "bpe":
             return [np.asarray(e.ids, np.int32) + offset for e in encodings]
         # The library's id 0 is its own <unk>.
-        return [self._with_unknown(np.asarray(e.ids, np.int32) - 1) for e in encodings]
+        places = [np.asarray(e.ids, np.int32) - 1 for e in encodings]
+        for text, found, encoding in zip(texts, places, encodings, strict=True):
+            if UNK not in self.specials and (found < 0).any():
+                start, end = encoding.offsets[int(np.argmax(found < 0))]
+                raise self._unknown(text[start:end])
+        return [self._with_unknown(found) for found in places]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids. `<pad>`, `<bos>` and, but for words, `<eos>` are left out; a word's `<eos>` ends a
@@ -202,9 +207,9 @@ def train_tokenizer(
     """A tokeniser of the training texts.
 
     texts: a long text as one entry, or lines
-    vocabulary_size: word: at most this many words, the most frequent (ties by spelling); bpe and unigram: the
-        number of pieces, special symbols apart; 0: all words. Bytes and characters are all taken.
-    Raises UserError where the texts are empty or too small for the vocabulary asked for.
+    vocabulary_size: word: at most this many words, the most frequent (ties by spelling); bpe and unigram: at
+        most this many pieces, special symbols apart; 0: all words. Bytes and characters are all taken.
+    Raises UserError where the texts are empty or no tokeniser of this size can be made of them.
     """
     if kind not in get_args(Kind):
         raise unknown("data.tokenizer", kind, get_args(Kind))
@@ -259,7 +264,9 @@ def _train_pieces(
     except BaseException as error:  # the library's panics are no Exceptions
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        raise UserError(f"No {kind} tokeniser can be trained on so small a text: {error}") from error
+        raise UserError(
+            f"No {kind} tokeniser of data.vocabulary_size={vocabulary_size} fits this text: {error}"
+        ) from error
     by_id = sorted((i, piece) for piece, i in library.get_vocab().items())
     pieces = tuple(piece for _, piece in (by_id if kind == "bpe" else by_id[1:]))
     return Tokenizer(kind, specials, pieces, library.to_str())

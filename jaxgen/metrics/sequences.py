@@ -48,6 +48,20 @@ def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
         )
 
 
+def bleu_tokenizer(references: Sequence[str]) -> str:
+    """sacreBLEU's tokeniser for the script of these texts.
+
+    13a splits at spaces, which Chinese and Japanese do not write: "zh" where Chinese characters prevail, and
+    "char" where kana are among them.
+    """
+    letters = [c for c in "".join(references) if c.isalpha()]
+    kana = sum("\u3040" <= c <= "\u30ff" for c in letters)
+    chinese = sum("\u4e00" <= c <= "\u9fff" for c in letters)
+    if 2 * (kana + chinese) <= len(letters):
+        return "13a"
+    return "char" if 10 * kana > chinese else "zh"
+
+
 def bleu(
     hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False, tokenize: str = "13a"
 ) -> CorpusScore:

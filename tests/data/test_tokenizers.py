@@ -64,6 +64,10 @@ def test_unknown_text():
     for kind in ("char", "word"):
         with pytest.raises(UserError, match="not in the vocabulary"):
             train_tokenizer(kind, ["a b"], specials=()).encode("a Ж")
+    without = train_tokenizer("unigram", LINES, specials=(), vocabulary_size=60)
+    assert without.decode(without.encode("cat")) == "cat"
+    with pytest.raises(UserError, match="'Ж' is not in the vocabulary of this unigram tokeniser"):
+        without.encode("cat Ж")
 
 
 @pytest.mark.parametrize("kind", ["byte", "char", "word", "bpe", "unigram"])

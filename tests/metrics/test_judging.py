@@ -13,7 +13,7 @@ from command import ROOT, environment
 from inception_weights import write_blank_weights
 from ml_collections import ConfigDict
 
-from experiments import gan, pca
+from experiments import classifier, common, gan, pca
 from experiments.common import generating, judging
 from jaxgen import data, sharding
 from jaxgen.interop import inception
@@ -55,6 +55,23 @@ def _scores(**options):
     # 35 samples in batches of 16: the last one, of 3, does not divide over four devices.
     judge = judging.ImageJudge(_eye(**options), TRAIN, TEST, sharding.make_mesh(), batch_size=16)
     return judge.scores(SAMPLES)
+
+
+def test_a_judge_fits_any_number_of_devices():
+    """Its own batches of 360 do not divide over 16 devices, and the user of another run cannot set them."""
+    config = classifier.get_config("cifar10")
+    mesh = jax.sharding.AbstractMesh((16, 1), ("data", "model"))
+    assert common.for_devices(config, mesh).evaluation.batch_size == 368
+    assert config.evaluation.batch_size == 360
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_samples_that_are_not_finite_are_not_judged(bad):
+    samples = SAMPLES.copy()
+    samples[3, 0, 0, 0] = samples[5, 1, 1, 0] = bad
+    judge = judging.ImageJudge(_eye(), TRAIN, TEST, sharding.make_mesh(), batch_size=16)
+    with pytest.raises(UserError, match="2 of 35 samples hold numbers that are not finite"):
+        judge.scores(samples)
 
 
 @pytest.fixture(scope="module")

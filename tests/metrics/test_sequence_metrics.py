@@ -36,6 +36,29 @@ def test_bleu_by_hand():
     assert sequences.bleu(["THE CAT SAT ON THE MAT"], [reference], lowercase=True).value == pytest.approx(100)
 
 
+@pytest.mark.parametrize(
+    ("texts", "tokenizer"),
+    [
+        (["A man rides a bicycle.", "Ein Mann fährt Rad."], "13a"),
+        (["Мужчина едет на велосипеде.", "12 + 3"], "13a"),
+        (["一個男人騎自行車。", "我喜歡你。"], "zh"),
+        (["男の人が自転車に乗っている。"], "char"),
+        (["", "..."], "13a"),
+    ],
+)
+def test_bleu_splits_as_the_script_does(texts, tokenizer):
+    assert sequences.bleu_tokenizer(texts) == tokenizer
+
+
+def test_bleu_of_chinese():
+    """13a finds a word a sentence, so no two in a row."""
+    texts = ["我喜歡你。", "一個男人騎自行車。"]
+    assert sequences.bleu(texts, texts).value == 0
+    found = sequences.bleu(texts, texts, tokenize=sequences.bleu_tokenizer(texts))
+    assert found.value == pytest.approx(100)
+    assert "tok:zh" in found.signature
+
+
 def test_chrf_ends():
     assert sequences.chrf(["abc def"], ["abc def"]).value == pytest.approx(100)
     assert sequences.chrf(["xyz"], ["abc"]).value == 0
