@@ -197,8 +197,12 @@ def _restore(
     finally:
         checkpoints.close()
     if state is None:
-        raise UserError(f"{workdir} holds no checkpoint yet: train it first, with --mode=train.")
+        raise _without_checkpoint(workdir)
     return state
+
+
+def _without_checkpoint(workdir: Path) -> UserError:
+    return UserError(f"{workdir} holds no checkpoint yet: train it first, with --mode=train.")
 
 
 # ---- the workdir
@@ -277,12 +281,14 @@ def _check_finished(workdir: Path, experiment: Experiment) -> None:
     """UserError where the run in a workdir was stopped before its last update."""
     num_steps = recorded.flatten(_read_config(workdir)["config"]).get("train.num_steps")
     checkpoints = loop.open_checkpoints(experiment, workdir)
-    newest = max(checkpoints.steps(), default=0)
+    steps = checkpoints.steps()
     checkpoints.close()
-    if isinstance(num_steps, int) and newest < num_steps:
+    if not steps:
+        raise _without_checkpoint(workdir)
+    if isinstance(num_steps, int) and steps[-1] < num_steps:
         raise UserError(
-            f"The run in {workdir} is at update {newest} of {num_steps}: train it to the end first, by the "
-            "command that began it."
+            f"The run in {workdir} is at update {steps[-1]} of {num_steps}: train it to the end first, by "
+            "the command that began it."
         )
 
 

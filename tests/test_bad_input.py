@@ -124,7 +124,7 @@ def test_command_line(refused, arguments, says):
         ("PRESETS = {\n", "cannot be loaded: SyntaxError: '{' was never closed (mine.py, line 1)."),
         ("PRESETS = {}\nimport nothing_of_this_name\n", "No module named 'nothing_of_this_name', line 2."),
         ("PRESETS = {}\nget_config = None\n", "is not an experiment: it defines no build."),
-        ("\0", "cannot be loaded: SyntaxError: source code string cannot contain null bytes"),
+        ("\0", "Error: source code string cannot contain null bytes"),  # of Value or, from 3.11.4, of Syntax
     ],
 )
 def test_experiment_file(refused, tmp_path, monkeypatch, text, says):
@@ -762,11 +762,14 @@ def test_a_full_disk(trained, tmp_path):
     if done.returncode == 77:
         pytest.skip("this user may not mount a file system")
     assert (tmp_path / "status").read_text() == "2\n"
-    assert _said((tmp_path / "stderr").read_text()) == [
+    [sentence] = _said((tmp_path / "stderr").read_text())
+    assert sentence in (
         f"jaxgen: Saving a checkpoint in {disk}/run/checkpoints failed (no space left on the device); "
         "0 MiB are free there: make room and run the same command again, it goes on from the last complete "
-        "checkpoint."
-    ]
+        "checkpoint.",
+        # A line of metrics.jsonl may be what finds no room while the save goes on beside it.
+        "jaxgen: No space left on device; nothing saved was lost.",
+    )
     # Which save is the first without room depends on when its parts reach the disk; one before it is whole.
     assert [name for name in (tmp_path / "checkpoints").read_text().split() if name.isdigit()]
     assert done.returncode == 0, done.stderr
