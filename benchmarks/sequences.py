@@ -17,6 +17,13 @@ and parameters, which our step reports and the peer's does not, are within the n
 tokens by argmax takes 1.9 ms, by two reductions 0.7; of the 40 ms of a step the products take half, reading
 keys and values at two thirds of the memory's bandwidth most of the other half. Keys before queries, or the
 scores without their maximum subtracted, made no difference.
+
+On two cores of an Intel Xeon: products of 1024 x 384 by 384 x 1536 run at 290 GFLOP/s under XLA, by its own
+kernels or by Eigen's, and at 340 under PyTorch; those of a Transformer's update alone take 224 ms at XLA's
+rate, PyTorch's whole update 310, so that 1.3 is out of reach. Attention on 24 heads of 256 x 64, forwards and
+backwards, takes 11 ms against 7 (keys before queries 11, in chunks of heads 18). Pages that are cleared anew
+for buffers above 64 MiB take a twelfth of the update: with one arena for all threads (`jaxgen.memory`) 468 ms
+become 430, with huge pages 410.
 """
 
 from __future__ import annotations
